@@ -1,0 +1,17 @@
+"""Errors that a user can act on. Their message is complete: it names what, where, found, expected and the next step."""
+
+
+class CaptionliteError(Exception):
+    """Base of every error that captionlite raises on purpose; the command line prints its message and exits 1."""
+
+
+class BundleError(CaptionliteError):
+    """A bundle that is missing, damaged, too new or not what its manifest says."""
+
+
+class ImageError(CaptionliteError):
+    """A photograph that cannot be read, or that is refused (empty, truncated, too large)."""
+
+
+class InterpreterError(CaptionliteError):
+    """No TensorFlow Lite interpreter here, or one that refuses a graph."""
