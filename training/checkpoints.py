@@ -1,0 +1,81 @@
+"""Variables on disk: safetensors files written to a temporary name, synced and renamed, so that a kill leaves no broken one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from captionlite.training.errors import RunError, WeightsError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """``content`` under ``path`` all at once or not at all, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def variable_names(prefix: str, variables: Sequence[Any]) -> list[str]:
+    """A unique name a variable: its Keras path, numbered where a path occurs twice (seed generators do)."""
+    seen: dict[str, int] = {}
+    names = []
+    for variable in variables:
+        count = seen[variable.path] = seen.get(variable.path, -1) + 1
+        names.append(f"{prefix}/{variable.path}" + (f"#{count}" if count else ""))
+    return names
+
+
+def save_variables(path: Path, groups: dict[str, Sequence[Any]], metadata: dict[str, Any]) -> None:
+    """Keras variables by group ("model", "optimizer") and a JSON-able ``metadata``, in one file."""
+    import keras
+
+    arrays = {}
+    for prefix, variables in groups.items():
+        for name, variable in zip(variable_names(prefix, variables), variables, strict=True):
+            arrays[name] = np.ascontiguousarray(keras.ops.convert_to_numpy(variable.value))
+    write_atomically(path, save(arrays, {"captionlite": json.dumps(metadata)}))
+
+
+def load_variables(path: Path, groups: dict[str, Sequence[Any]]) -> dict[str, Any]:
+    """Assigns what ``save_variables`` wrote; returns the metadata. Every tensor must be there with its shape.
+
+    Raises RunError for a missing or damaged file, WeightsError naming the tensor that is missing or does not fit.
+    """
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            metadata = json.loads((file.metadata() or {}).get("captionlite", "{}"))
+            stored = set(file.keys())
+            for prefix, variables in groups.items():
+                for name, variable in zip(variable_names(prefix, variables), variables, strict=True):
+                    if name not in stored:
+                        raise WeightsError(f"{path}: has no tensor {name}; was it made by another preset or version?")
+                    value = file.get_tensor(name)
+                    if tuple(value.shape) != tuple(variable.shape):
+                        raise WeightsError(
+                            f"{path}: {name} has shape {tuple(value.shape)}, expected {tuple(variable.shape)}"
+                        )
+                    variable.assign(value.astype(np.float32) if value.dtype == np.float16 else value)
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: no such file; train first, or point at a run directory that has it") from error
+    except SafetensorError as error:
+        raise RunError(f"{path}: damaged ({error}); delete it to fall back on an older checkpoint") from error
+    assert isinstance(metadata, dict)
+    return metadata

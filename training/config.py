@@ -1,0 +1,163 @@
+"""A preset: everything that defines a training run, as one JSON file read into frozen dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+from captionlite.training.batches import Draw
+from captionlite.training.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """Which convolutional network looks at the photograph; weights: "imagenet", a file, or null for random ones."""
+
+    name: str = "efficientnet_lite0"
+    weights: str | None = "imagenet"
+
+
+@dataclasses.dataclass(frozen=True)
+class VocabularyConfig:
+    """Which words a decoder knows: those seen at least ``min_count`` times, the ``max_size`` most frequent ones."""
+
+    min_count: int = 1
+    max_size: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam (AdamW when ``weight_decay`` is given); "cosine" falls from ``learning_rate`` to 0 over all epochs."""
+
+    learning_rate: float = 1e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 0
+    epsilon: float = 1e-7
+    clipnorm: float | None = None
+    weight_decay: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """A data set ("kind:path") and how often an epoch takes each of its photographs."""
+
+    spec: str
+    weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One training run."""
+
+    name: str
+    family: dict[str, Any]
+    encoder: EncoderConfig = EncoderConfig()
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: tuple[DataConfig, ...] = ()
+    description: str = ""
+    batch_size: int = 64  # captions
+    captions_per_photo: int = 1  # captions of one photograph that stand together in a batch and share its encoding
+    draw: Draw = "every_caption"
+    epochs: int = 10
+    steps_per_epoch: int | None = None  # null: all the data once
+    flip: bool = False  # half of the photographs mirrored
+    label_smoothing: float = 0.0
+    monitor: Literal["cider", "loss"] = "loss"  # which dev figure chooses the best weights and stops early
+    patience: int = 5  # epochs without a better figure before stopping
+    keep_every_epochs: int = 0  # keep a checkpoint every so many epochs (0: only the last)
+    keep_newest: int = 5
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    jit_compile: bool = False  # XLA on the TensorFlow backend; slower than plain kernels on a CPU
+    seed: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def from_json(cls: type[Any], obj: Any, where: str) -> Any:
+    """A (nested) frozen dataclass from JSON; what does not fit is refused by its path."""
+    if not isinstance(obj, dict):
+        raise ConfigError(f"{where}: found {type(obj).__name__}, expected an object")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in obj:
+        if key not in fields:
+            raise ConfigError(f"{where}.{key}: no such setting; there are {', '.join(fields)}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in obj:
+            raise ConfigError(f"{where}.{name}: missing")
+    return cls(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in obj.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _value(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where}: found {value!r}, expected one of {', '.join(map(repr, arguments))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where}: found {type(value).__name__}, expected a list")
+        return tuple(_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if dataclasses.is_dataclass(hint):
+        return from_json(typing.cast("type[Any]", hint), value, where)
+    expected = origin or hint
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        raise ConfigError(f"{where}: found {value!r}, expected {expected.__name__}")
+    return value
+
+
+def preset_names() -> list[str]:
+    """The presets inside the package."""
+    folder = importlib.resources.files("captionlite.training.presets")
+    return sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
+
+
+def load_config(name_or_path: str, settings: tuple[str, ...] = ()) -> RunConfig:
+    """A preset by name, or a JSON file, with ``settings`` such as "optimizer.learning_rate=3e-4" laid over it."""
+    if name_or_path in preset_names():
+        where = name_or_path
+        text = (importlib.resources.files("captionlite.training.presets") / f"{where}.json").read_text()
+    else:
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise ConfigError(f"{name_or_path}: neither a file nor a preset; presets are {', '.join(preset_names())}")
+        where, text = str(path), path.read_text()
+    try:
+        obj = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where}: not JSON: {error}") from error
+    for setting in settings:
+        apply_setting(obj, setting)
+    config: RunConfig = from_json(RunConfig, obj, where)
+    return config
+
+
+def apply_setting(obj: dict[str, Any], setting: str) -> None:
+    """Lays "a.b=value" over a JSON object; value is JSON, or a string where it is not."""
+    path, equals, text = setting.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"--set {setting}: expected KEY=VALUE, for example optimizer.learning_rate=3e-4")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        obj = obj.setdefault(parent, {})
+        if not isinstance(obj, dict):
+            raise ConfigError(f"--set {setting}: {parent} is not an object")
+    obj[leaf] = value

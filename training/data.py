@@ -1,0 +1,70 @@
+"""The data of a run in memory: examples, encoded captions and memory-mapped features, by data set."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from captionlite.training.batches import Batch, Source
+from captionlite.training.config import RunConfig
+from captionlite.training.datasets import load_dataset
+from captionlite.training.datasets.base import Dataset, Example
+from captionlite.training.features import FeatureStore, extract_features
+from captionlite.training.vocabulary import WordVocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """Data sets by name, with the features of their train and dev photographs."""
+
+    names: tuple[str, ...]
+    datasets: tuple[Dataset, ...]
+    plain: tuple[FeatureStore, ...]
+    flipped: tuple[FeatureStore | None, ...]
+
+    def examples(self, number: int, split: str) -> tuple[Example, ...]:
+        """The split's examples whose photograph could be read; () where the data set has no such split."""
+        dataset, store = self.datasets[number], self.plain[number]
+        return tuple(e for e in dataset.splits.get(split, ()) if e.id in store)
+
+    def train_captions(self) -> list[str]:
+        return [c for i in range(len(self.datasets)) for e in self.examples(i, "train") for c in e.captions]
+
+    def sources(self, config: RunConfig, vocabulary: WordVocabulary) -> list[Source]:
+        made = []
+        for number, data in enumerate(config.data):
+            examples = self.examples(number, "train")
+            encoded = {e.id: vocabulary.encode_batch(list(e.captions)) for e in examples}
+            made.append(Source(self.names[number], tuple(e.id for e in examples), encoded, data.weight))
+        return made
+
+    def features(self, batch: Batch) -> np.ndarray:
+        """float16 (P, h, w, C) of a batch's photographs, flipped where the batch says so."""
+        first = self.plain[0]
+        out = np.empty((len(batch.rows), *first.shape[1:]), np.float16)
+        places: dict[tuple[int, bool], list[int]] = {}
+        for i, (number, _, flipped) in enumerate(batch.rows):
+            places.setdefault((number, flipped), []).append(i)
+        for (number, flipped), members in places.items():
+            store = self.flipped[number] if flipped else self.plain[number]
+            assert store is not None
+            out[members] = store.rows([batch.rows[i][1] for i in members])
+        return out
+
+
+def load_data(config: RunConfig, cache_dir: Path, splits: Sequence[str] = ("train", "dev")) -> RunData:
+    """Reads every data set of the run and extracts (or finds in the cache) the features of its photographs."""
+    datasets = tuple(load_dataset(data.spec) for data in config.data)
+    names: list[str] = []
+    for dataset in datasets:
+        names.append(dataset.name if dataset.name not in names else f"{dataset.name}_{len(names) + 1}")
+    plain: list[FeatureStore] = []
+    flipped: list[FeatureStore | None] = []
+    for dataset in datasets:
+        wanted = [e for split in splits for e in dataset.splits.get(split, ())]
+        arguments = (config.encoder.name, config.encoder.weights, wanted, cache_dir)
+        plain.append(extract_features(*arguments, flipped=False))
+        flipped.append(extract_features(*arguments, flipped=True) if config.flip else None)
+    return RunData(tuple(names), datasets, tuple(plain), tuple(flipped))

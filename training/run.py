@@ -1,0 +1,101 @@
+"""A run directory: what a training run leaves behind, and how it is read again.
+
+    config.json            the preset with everything the command line changed
+    vocabulary/            the tokenizer
+    best.safetensors       weights of the best epoch by the monitored dev figure
+    checkpoints/           last.safetensors: weights, optimiser, position; what --resume continues
+    history.json curves.png samples.txt tensorboard/
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from captionlite.runtime.image import load_image
+from captionlite.runtime.manifest import ImageSpec
+from captionlite.training.checkpoints import load_variables, write_atomically
+from captionlite.training.config import RunConfig, from_json
+from captionlite.training.encoders import ENCODERS, build_encoder
+from captionlite.training.errors import RunError
+from captionlite.training.families import build_family
+from captionlite.training.families.base import DecoderFamily
+from captionlite.training.generate import KerasGenerator
+from captionlite.training.vocabulary import END_ID, PAD_ID, START_ID, UNKNOWN_ID, WordVocabulary
+
+CONFIG, VOCABULARY, BEST, HISTORY = "config.json", "tokenizer.json", "best.safetensors", "history.json"
+LAST = "checkpoints/last.safetensors"
+SUPPRESSED_IDS = (PAD_ID, UNKNOWN_ID, START_ID)
+
+
+class Run:
+    """A trained captioner: config, vocabulary, decoder weights, and the encoder when asked for."""
+
+    def __init__(self, directory: Path, config: RunConfig, vocabulary: WordVocabulary, model: DecoderFamily) -> None:
+        self.directory, self.config, self.vocabulary, self.model = directory, config, vocabulary, model
+        self._encoder: Any = None
+        self._generator: KerasGenerator | None = None
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        height, width = ENCODERS[self.config.encoder.name].image_size
+        return ImageSpec(height, width)
+
+    @property
+    def encoder(self) -> Any:
+        """The Keras encoder: float32 pixels 0..255 (B, H, W, 3) -> features (B, h, w, C)."""
+        if self._encoder is None:
+            self._encoder = build_encoder(self.config.encoder.name, self.config.encoder.weights)
+        return self._encoder
+
+    @property
+    def generator(self) -> KerasGenerator:
+        if self._generator is None:
+            self._generator = KerasGenerator(
+                self.model, start_id=START_ID, end_id=END_ID, suppressed_ids=SUPPRESSED_IDS
+            )
+        return self._generator
+
+    def features(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 (B, H, W, 3) -> float32 features (B, h, w, C)."""
+        import keras
+
+        features = self.encoder(pixels.astype(np.float32), training=False)
+        return np.asarray(keras.ops.convert_to_numpy(features))
+
+    def caption(self, image: str | Path | bytes) -> str:
+        """One photograph through Keras, greedily: what the exported bundle must reproduce."""
+        pixels = load_image(image, self.image_spec)[None]
+        return self.vocabulary.decode(self.generator.generate(self.features(pixels))[0])
+
+
+def write_json(path: Path, obj: Any) -> None:
+    write_atomically(path, (json.dumps(obj, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_config(directory: Path) -> RunConfig:
+    path = directory / CONFIG
+    if not path.is_file():
+        raise RunError(f"{path}: no such file; {directory} is not a run directory (captionlite train --out makes one)")
+    config: RunConfig = from_json(RunConfig, json.loads(path.read_text()), str(path))
+    return config
+
+
+def build_model(config: RunConfig, vocabulary: WordVocabulary) -> DecoderFamily:
+    feature_shape = ENCODERS[config.encoder.name].feature_shape
+    return build_family(config.family, feature_shape, len(vocabulary.pieces), f"{config.name}.family")
+
+
+def load_run(directory: str | Path) -> Run:
+    """The run in ``directory`` with the weights of its best epoch.
+
+    Raises RunError or WeightsError naming the file that is missing, damaged or does not fit.
+    """
+    directory = Path(directory)
+    config = read_config(directory)
+    vocabulary = WordVocabulary.load(directory / VOCABULARY)
+    model = build_model(config, vocabulary)
+    load_variables(directory / BEST, {"model": model.weights})
+    return Run(directory, config, vocabulary, model)
