@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from captionlite.training.errors import RunError, WeightsError
+from captionlite.training.files import write_bytes_atomically
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """``content`` under ``path`` all at once or not at all, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def variable_names(prefix: str, variables: Sequence[Any]) -> list[str]:
@@ -51,7 +32,8 @@ def save_variables(path: Path, groups: dict[str, Sequence[Any]], metadata: dict[
     for prefix, variables in groups.items():
         for name, variable in zip(variable_names(prefix, variables), variables, strict=True):
             arrays[name] = np.ascontiguousarray(keras.ops.convert_to_numpy(variable.value))
-    write_atomically(path, save(arrays, {"captionlite": json.dumps(metadata)}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes_atomically(path, save(arrays, {"captionlite": json.dumps(metadata)}))
 
 
 def load_variables(path: Path, groups: dict[str, Sequence[Any]]) -> dict[str, Any]:

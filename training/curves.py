@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from captionlite.training.checkpoints import write_atomically
+from captionlite.training.files import write_bytes_atomically
 
 
 def draw_curves(history: list[dict[str, Any]], title: str, path: Path) -> None:
@@ -35,4 +35,4 @@ def draw_curves(history: list[dict[str, Any]], title: str, path: Path) -> None:
     figure.suptitle(title)
     buffer = io.BytesIO()
     canvas.print_png(buffer)
-    write_atomically(path, buffer.getvalue())
+    write_bytes_atomically(path, buffer.getvalue())

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from captionlite.runtime.image import load_image
 from captionlite.runtime.manifest import ImageSpec
-from captionlite.training.checkpoints import load_variables, write_atomically
+from captionlite.training.checkpoints import load_variables
 from captionlite.training.config import RunConfig, from_json
 from captionlite.training.encoders import ENCODERS, build_encoder
 from captionlite.training.errors import RunError
 from captionlite.training.families import build_family
 from captionlite.training.families.base import DecoderFamily
+from captionlite.training.files import write_text_atomically
 from captionlite.training.generate import KerasGenerator
 from captionlite.training.vocabulary import END_ID, PAD_ID, START_ID, UNKNOWN_ID, WordVocabulary
 
@@ -72,7 +73,7 @@ class Run:
 
 
 def write_json(path: Path, obj: Any) -> None:
-    write_atomically(path, (json.dumps(obj, indent=1, ensure_ascii=False) + "\n").encode())
+    write_text_atomically(path, json.dumps(obj, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_config(directory: Path) -> RunConfig:

@@ -13,13 +13,14 @@ from typing import Any
 import keras
 import numpy as np
 from captionlite.training.batches import BatchPlan
-from captionlite.training.checkpoints import load_variables, save_variables, write_atomically
+from captionlite.training.checkpoints import load_variables, save_variables
 from captionlite.training.compiled import TrainStep
 from captionlite.training.config import RunConfig
 from captionlite.training.curves import draw_curves
 from captionlite.training.data import RunData, load_data
 from captionlite.training.errors import ConfigError, RunError
 from captionlite.training.evaluation import DevEvaluator
+from captionlite.training.files import write_bytes_atomically, write_text_atomically
 from captionlite.training.losses import masked_cross_entropy
 from captionlite.training.optimizers import build_optimizer
 from captionlite.training.progress import progress
@@ -216,7 +217,7 @@ class _Trainer:
         write_json(self.directory / HISTORY, self.history)
         draw_curves(self.history, self.config.name, self.directory / "curves.png")
         samples = "\n".join(line for r in self.history for line in (f"epoch {r['epoch']}", *r["samples"]))
-        write_atomically(self.directory / "samples.txt", (samples + "\n").encode())
+        write_text_atomically(self.directory / "samples.txt", samples + "\n")
         self._tensorboard(record)
         best = " (best)" if self.best_epoch() == record["epoch"] else ""
         dev = record["dev"]
@@ -241,7 +242,7 @@ class _Trainer:
         if not every or epoch % every:
             return
         folder = (self.directory / LAST).parent
-        write_atomically(folder / f"epoch-{epoch:04d}.safetensors", (self.directory / LAST).read_bytes())
+        write_bytes_atomically(folder / f"epoch-{epoch:04d}.safetensors", (self.directory / LAST).read_bytes())
         for old in sorted(folder.glob("epoch-*.safetensors"))[: -self.config.keep_newest]:
             old.unlink()
 
