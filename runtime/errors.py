@@ -15,3 +15,7 @@ class ImageError(CaptionliteError):
 
 class InterpreterError(CaptionliteError):
     """No TensorFlow Lite interpreter here, or one that refuses a graph."""
+
+
+class OptionsError(CaptionliteError):
+    """Decoding options that make no sense, or that this bundle cannot follow."""

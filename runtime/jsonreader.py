@@ -1,0 +1,105 @@
+"""Reading JSON that somebody else wrote: types and ranges are checked, and every refusal names its JSON path."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from captionlite.runtime.errors import BundleError
+
+T = TypeVar("T")
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """Parse UTF-8 JSON strictly: NaN, Infinity, repeated keys and bottomless nesting raise BundleError."""
+
+    def no_constants(name: str) -> Any:
+        raise ValueError(f"{name} is not JSON")
+
+    def no_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            repeated = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"the field {repeated!r} stands twice in one object")
+        return found
+
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=no_constants, object_pairs_hook=no_repeated_keys)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        reason = "it nests too deeply" if isinstance(error, RecursionError) else str(error)
+        raise BundleError(f"{where}: not readable as JSON ({reason}). Copy or export the bundle again.") from None
+
+
+@dataclass(frozen=True)
+class Node:
+    """One JSON value with the path that leads to it, such as `graphs.decoder.inputs[2].dtype`."""
+
+    value: Any
+    path: str
+    where: str
+
+    def fail(self, expected: str) -> BundleError:
+        """The error for a value that is not what was expected; the caller raises it."""
+        found = repr(self.value)
+        if len(found) > 80:
+            found = found[:77] + "..."
+        place = self.path or "the top level"
+        return BundleError(f"{self.where}: {place} is {found}, expected {expected}. Export the bundle again.")
+
+    def fields(self, *names: str, allow_extra: bool = False) -> dict[str, "Node"]:
+        """The named fields of an object; a missing one, and an unknown one unless allowed, is refused."""
+        if not isinstance(self.value, dict):
+            raise self.fail("an object")
+        for name in names:
+            if name not in self.value:
+                raise BundleError(f"{self.where}: {self._child(name)} is missing. Export the bundle again.")
+        if not allow_extra:
+            for name in self.value:
+                if name not in names:
+                    raise BundleError(
+                        f"{self.where}: {self._child(name)} is not a field of this format, expected only "
+                        f"{', '.join(names)}. Export the bundle again."
+                    )
+        return {name: Node(self.value[name], self._child(name), self.where) for name in names}
+
+    def items(self) -> dict[str, "Node"]:
+        """Every entry of an object whose keys are free."""
+        if not isinstance(self.value, dict):
+            raise self.fail("an object")
+        return {name: Node(value, self._child(name), self.where) for name, value in self.value.items()}
+
+    def list_of(self, read: Callable[["Node"], T], longest: int = 4096) -> tuple[T, ...]:
+        """A list, each element read by `read`."""
+        if not isinstance(self.value, list):
+            raise self.fail("a list")
+        if len(self.value) > longest:
+            raise BundleError(f"{self.where}: {self.path} has {len(self.value)} entries, expected at most {longest}.")
+        return tuple(read(Node(value, f"{self.path}[{i}]", self.where)) for i, value in enumerate(self.value))
+
+    def text(self, longest: int = 200) -> str:
+        """A non-empty printable string."""
+        if not isinstance(self.value, str) or not 0 < len(self.value) <= longest or not self.value.isprintable():
+            raise self.fail(f"a printable string of 1 to {longest} characters")
+        return self.value
+
+    def choice(self, *allowed: str) -> str:
+        """One of the allowed strings."""
+        if not isinstance(self.value, str) or self.value not in allowed:
+            raise self.fail(" or ".join(repr(name) for name in allowed))
+        return self.value
+
+    def integer(self, low: int, high: int) -> int:
+        """An integer from low to high, both included; true and false are no integers."""
+        if type(self.value) is not int or not low <= self.value <= high:
+            raise self.fail(f"an integer from {low} to {high}")
+        return self.value
+
+    def number(self, low: float, high: float) -> float:
+        """A number from low to high, both included."""
+        if type(self.value) not in (int, float) or not low <= self.value <= high:
+            raise self.fail(f"a number from {low:g} to {high:g}")
+        return float(self.value)
+
+    def _child(self, name: str) -> str:
+        return f"{self.path}.{name}" if self.path else name
