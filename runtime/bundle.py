@@ -220,7 +220,10 @@ def write_bundle(
     sizes = {name: FileSpec(hashlib.sha256(data).hexdigest(), len(data)) for name, data in sorted(files.items())}
     manifest = replace(manifest_without_files, files=sizes)
     where = f"{directory}/{MANIFEST_FILE}"
-    text = json.dumps(manifest.to_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    try:
+        text = json.dumps(manifest.to_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    except (TypeError, ValueError) as error:  # NaN, or a value in provenance or scores that JSON does not know
+        raise BundleError(f"{where}: cannot be written as JSON ({error}). Mend provenance and scores.") from None
     checked = Manifest.from_json(parse_json(text.encode(), where), where)
     _refuse_to_overwrite(directory, force)
     directory.parent.mkdir(parents=True, exist_ok=True)

@@ -6,12 +6,13 @@ frozen options and results. State is handled by its kind in the manifest alone, 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from captionlite.runtime.errors import OptionsError
+from captionlite.runtime.errors import InterpreterError, OptionsError
 from captionlite.runtime.interpreter import Graph
 from captionlite.runtime.manifest import Manifest
 
@@ -128,6 +129,8 @@ def _chooser(manifest: Manifest) -> Callable[[npt.NDArray[np.float32]], tuple[in
         np.copyto(scores, logits)
         scores[suppressed] = -np.inf
         token = int(scores.argmax())
+        if not isfinite(scores[token]):  # argmax stops at the first NaN
+            raise InterpreterError("The decoder returned logits that are no finite numbers. Run `captionlite verify`.")
         # log softmax(scores)[token], with the greatest score taken out first so that exp cannot overflow
         np.subtract(scores, scores[token], out=scores)
         np.exp(scores, out=scores)

@@ -8,8 +8,11 @@ alive, or any view, `invoke()` raises.
 import importlib
 import importlib.metadata
 import os
+import sys
+import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -64,6 +67,32 @@ def find_backend() -> Backend:
         f"No TensorFlow Lite interpreter here ({'; '.join(reasons)}). Install one with `pip install ai-edge-litert`, "
         f"or on 32-bit ARM `pip install tflite-runtime 'numpy<2'`."
     )
+
+
+@contextmanager
+def without_chatter() -> Iterator[None]:
+    """Keep the interpreter's own INFO lines off stderr; other lines written meanwhile follow at the end.
+
+    It has no switch for them, so this catches file descriptor 2 of the whole process: for command lines, not libraries.
+    """
+    with tempfile.TemporaryFile() as caught:
+        sys.stderr.flush()
+        try:
+            stderr = os.dup(2)
+        except OSError:  # no stderr, nothing to keep clean
+            yield
+            return
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            caught.seek(0)
+            for line in caught:
+                if not line.startswith(b"INFO: "):
+                    os.write(2, line)
 
 
 def core_count() -> int:

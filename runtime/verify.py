@@ -1,0 +1,185 @@
+"""Does a bundle compute on this machine what it computed where it was made? Golden vectors say so.
+
+`golden.npz` holds `images` uint8 (N, H, W, 3), `encoder/NAME` (N, ...) for each encoder output, `tokens` int32 (N, T)
+of greedy decoding, -1 after the end, and `logits` float32 (N, T, V) with those tokens fed.
+"""
+
+import io
+import zipfile
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from captionlite.runtime.bundle import Bundle
+from captionlite.runtime.captioner import Captioner
+from captionlite.runtime.errors import BundleError
+from captionlite.runtime.manifest import Manifest
+
+MAX_ARRAY_BYTES = 1 << 28
+
+_Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TensorCheck:
+    """Relative RMS error of one tensor over all golden photographs: rms(here - golden) / rms(golden)."""
+
+    name: str
+    error: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` found. `token_problems` names each photograph whose greedy tokens differ without excuse."""
+
+    tolerance: float
+    photographs: int
+    tokens_equal: int
+    tensors: tuple[TensorCheck, ...]
+    token_problems: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """True when every tensor is within the tolerance and no greedy caption differs without excuse."""
+        return not self.token_problems and all(check.passed for check in self.tensors)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return {
+            "passed": self.passed,
+            "tolerance": self.tolerance,
+            "photographs": self.photographs,
+            "tokens_equal": self.tokens_equal,
+            "tensors": {check.name: {"error": check.error, "passed": check.passed} for check in self.tensors},
+            "token_problems": list(self.token_problems),
+        }
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The arrays of `golden.npz`, shapes and types checked against the manifest."""
+
+    images: npt.NDArray[np.uint8]  # (N, H, W, 3)
+    encoder: dict[str, _Array]  # NAME: (N, ...)
+    tokens: npt.NDArray[np.int32]  # (N, T), -1 after the end
+    logits: npt.NDArray[np.float32]  # (N, T, V)
+
+
+def verify(bundle: Bundle, threads: int | None = None) -> VerifyReport:
+    """Run every golden photograph through the bundle here, the logits with this machine's own encoder outputs.
+
+    Greedy tokens must be equal, except where the golden logits themselves were nearly tied: at the first difference
+    their two greatest lie closer than the tolerance times their RMS. Raises BundleError, InterpreterError.
+    """
+    manifest = bundle.manifest
+    golden = read_golden(bundle)
+    captioner = Captioner(bundle, threads)
+    found: dict[str, _Array] = {name: np.empty_like(array) for name, array in golden.encoder.items()}
+    logits = np.zeros_like(golden.logits)
+    problems = []
+    equal = 0
+    for i, image in enumerate(golden.images):
+        encoded = captioner.encode(image)
+        for name, array in encoded.items():
+            found[name][i] = array[0]
+        loop = captioner.decoder
+        loop.begin(encoded)
+        fed = manifest.decoding.start_id
+        for position, token in enumerate(golden.tokens[i][golden.tokens[i] >= 0]):
+            loop.step(fed, position)
+            logits[i, position] = loop.logits()[0]
+            loop.advance(position)
+            fed = int(token)
+        expected = [int(token) for token in golden.tokens[i] if token >= 0]
+        tokens = list(captioner.caption(image).tokens)
+        if tokens == expected:
+            equal += 1
+        elif not _nearly_tied(tokens, expected, golden.logits[i], manifest):
+            problems.append(f"photograph {i}: tokens {tokens}, expected {expected}")
+    tolerance = manifest.golden.tolerance
+    checks = [_check(f"encoder/{name}", found[name], array, tolerance) for name, array in golden.encoder.items()]
+    fed_steps = golden.tokens >= 0  # (N, T)
+    checks.append(_check("logits", logits[fed_steps], golden.logits[fed_steps], tolerance))
+    return VerifyReport(tolerance, len(golden.images), equal, tuple(checks), tuple(problems))
+
+
+def read_golden(bundle: Bundle) -> Golden:
+    """Read `golden.npz` without trusting it: no pickles, and nothing larger than what the manifest allows.
+
+    Raises BundleError naming the array.
+    """
+    manifest = bundle.manifest
+    where = f"{bundle.location}/{manifest.golden.file}"
+    image, size = manifest.image, manifest.vocabulary.size
+    try:
+        with zipfile.ZipFile(io.BytesIO(bundle.read(manifest.golden.file))) as archive:
+            images = _read_array(archive, "images", "uint8", (None, image.height, image.width, 3), where)
+            count = len(images)
+            tokens = _read_array(archive, "tokens", "int32", (count, None), where)
+            logits = _read_array(archive, "logits", "float32", (count, tokens.shape[1], size), where)
+            encoder = {
+                spec.name: _read_array(archive, f"encoder/{spec.name}", "float32", (count, *spec.shape[1:]), where)
+                for spec in manifest.graphs["encoder"].outputs
+            }
+    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        raise BundleError(f"{where}: not readable as golden vectors ({error}). Export the bundle again.") from None
+    ended = np.maximum.accumulate(tokens < 0, axis=1)
+    if tokens.shape[1] > manifest.decoding.max_length or tokens.max() >= size or (tokens[ended] != -1).any():
+        raise BundleError(
+            f"{where}: tokens are not rows of at most {manifest.decoding.max_length} ids below {size}, -1 after the "
+            f"end. Export the bundle again."
+        )
+    return Golden(images, encoder, tokens, logits)
+
+
+def _read_array(
+    archive: zipfile.ZipFile, name: str, dtype: str, shape: tuple[int | None, ...], where: str
+) -> npt.NDArray[Any]:
+    """One array of an .npz; its type and shape are checked from its header, before the data is decompressed."""
+    if f"{name}.npy" not in archive.namelist():
+        raise BundleError(f"{where}: the array {name!r} is missing. Export the bundle again.")
+    with archive.open(f"{name}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            found_shape, fortran, found_dtype = np.lib.format.read_array_header_1_0(file)
+        else:
+            found_shape, fortran, found_dtype = np.lib.format.read_array_header_2_0(file)
+        fits = len(found_shape) == len(shape) and all(
+            found == want if want is not None else found >= 1 for found, want in zip(found_shape, shape, strict=True)
+        )
+        expected = np.dtype(dtype).newbyteorder("<")
+        size_bytes = prod(found_shape) * expected.itemsize
+        if not fits or found_dtype != expected or fortran or size_bytes > MAX_ARRAY_BYTES:
+            wanted = ["any" if size is None else size for size in shape]
+            raise BundleError(
+                f"{where}: the array {name!r} is {found_dtype} {list(found_shape)}, expected {dtype} {wanted}, at most "
+                f"{MAX_ARRAY_BYTES} bytes. Export the bundle again."
+            )
+        data = file.read(size_bytes)
+    if len(data) != size_bytes:
+        raise BundleError(f"{where}: the array {name!r} is cut short. Export the bundle again.")
+    return np.frombuffer(data, expected).reshape(found_shape)
+
+
+def _check(name: str, here: _Array, golden: _Array, tolerance: float) -> TensorCheck:
+    error = _rms(here - golden) / max(_rms(golden), 1e-6)
+    return TensorCheck(name, error, error <= tolerance)  # NaN is not within any tolerance
+
+
+def _rms(values: _Array) -> float:
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+
+
+def _nearly_tied(tokens: list[int], expected: list[int], logits: _Array, manifest: Manifest) -> bool:
+    """Whether the golden logits (T, V) excuse the first difference between two greedy decodings."""
+    differing = (i for i, (ours, theirs) in enumerate(zip(tokens, expected, strict=False)) if ours != theirs)
+    first = next(differing, None)
+    if first is None:  # one is the beginning of the other: the loop ended where it should not, or the reverse
+        return False
+    allowed = np.delete(logits[first], manifest.decoding.suppressed_ids)
+    second, top = np.sort(allowed)[-2:]
+    return bool(top - second < manifest.golden.tolerance * _rms(logits[first]))
