@@ -1,0 +1,89 @@
+"""`captionlite evaluate`: BLEU, ROUGE-L and CIDEr of a bundle on a data set, through the device runtime."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+# Unused here, but without them scoring would fail after all the captioning: let the command line name the extra first.
+import pycocoevalcap.cider.cider  # noqa: F401
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from captionlite.benchmarks.evaluation import Evaluation, captions_jsonl, describe_recipe, evaluate
+from captionlite.runtime.captioner import Captioner
+from captionlite.runtime.errors import CaptionliteError
+from captionlite.runtime.interpreter import without_chatter
+from captionlite.training.datasets import load_dataset
+from captionlite.training.files import write_text_atomically
+
+
+@click.command("evaluate")
+@click.option("--bundle", "bundle_name", default="default", show_default=True, help="Bundle directory, zip or name.")
+@click.option("--data", required=True, help="Data set: a path, or kind:path as for training.")
+@click.option("--split", default="test", show_default=True, help="Which of its splits.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many photographs; CIDEr shifts with n.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of the encoder.  [default: all cores]")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write every caption here, as JSON lines.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    bundle_name: str, data: str, split: str, limit: int | None, threads: int | None, out: Path | None, as_json: bool
+) -> None:
+    """Score a bundle's captions, decoded greedily, against those people wrote.
+
+    Captions and references are split into words as captionlite.training.scoring documents. A photograph that cannot be
+    read is listed and left out of the scores; the exit code is then 1.
+    """
+    if out is not None and not out.absolute().parent.is_dir():
+        raise CaptionliteError(f"{out}: there is no folder {out.absolute().parent} to write into. Create it first.")
+    dataset = load_dataset(data)
+    for line in dataset.report.lines():
+        click.echo(f"{dataset.name}: {line}", err=True)
+    examples = dataset.split(split)[:limit]
+    with without_chatter():
+        captioner = Captioner.from_bundle(bundle_name, threads)
+
+    columns = (TextColumn("captioning"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=len(examples))
+        evaluation = evaluate(captioner, examples, lambda done: progress.update(task, completed=done))
+    if out is not None:
+        write_text_atomically(out, captions_jsonl(evaluation.photos))
+    for photo in evaluation.failed:
+        click.echo(f"Error: {photo.error}", err=True)
+
+    manifest = captioner.bundle.manifest
+    about = {
+        "bundle": manifest.name,
+        "recipe": describe_recipe(manifest),
+        "data": dataset.name,
+        "split": split,
+        "decoding": "greedy",
+    }
+    if as_json:
+        click.echo(json.dumps({**evaluation.to_json(), **about}, ensure_ascii=False))
+    else:
+        _print_table(evaluation, about)
+    if evaluation.failed:
+        sys.exit(1)
+
+
+def _print_table(evaluation: Evaluation, about: dict[str, str]) -> None:
+    title = f"{about['bundle']} ({about['recipe']}, {about['decoding']}) on {about['data']} {about['split']}"
+    table = Table("score", "value", title=title)
+    table.columns[1].justify = "right"
+    report = evaluation.to_json()
+    for key in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"):
+        table.add_row(key, f"{report[key]:.3f}", end_section=key == "cider")
+    table.add_row("photographs", str(report["n"]))
+    table.add_row("could not be read", str(len(report["errors"])))
+    table.add_row("distinct captions", str(report["distinct_captions"]))
+    table.add_row("distinct words", str(report["distinct_words"]))
+    table.add_row("repeated phrases", str(report["repeated_phrases"]))
+    table.add_row("words a caption", f"{report['mean_words']:.1f}")
+    table.add_row("ms a photograph", f"{1e3 * report['seconds'] / len(evaluation.photos):.1f}")
+    Console().print(table)
