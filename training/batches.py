@@ -1,6 +1,7 @@
 """Which captions form a batch: seeded, resumable, bucketed by length.
 
-The order of an epoch is a pure function of (seed, epoch), so a resumed run continues with the batch after the last one done.
+The order of an epoch is a pure function of (seed, epoch), so a resumed run continues with the batch after the last
+one done.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ class Batch:
 class BatchPlan:
     """The batches of each epoch.
 
-    ``every_caption``: every caption once an epoch, in groups of K of the same photograph. ``random_caption``: every photograph
-    once an epoch with K random captions (the published Show and Tell notebook draws so, K = 1). ``steps`` cuts an epoch to that many
-    batches; the next epoch goes on where it stopped.
+    ``every_caption``: every caption once an epoch, in groups of K of the same photograph. ``random_caption``: every
+    photograph once an epoch with K random captions (the published Show and Tell notebook draws so, K = 1). ``steps``
+    cuts an epoch to that many batches; the next epoch goes on where it stopped.
     """
 
     def __init__(

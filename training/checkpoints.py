@@ -1,4 +1,6 @@
-"""Variables on disk: safetensors files written to a temporary name, synced and renamed, so that a kill leaves no broken one."""
+"""Variables on disk: safetensors files written to a temporary name, synced and renamed, so that a kill leaves no
+broken one.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from captionlite.training.errors import RunError, WeightsError
-from captionlite.training.files import write_bytes_atomically
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from captionlite.training.errors import RunError, WeightsError
+from captionlite.training.files import write_bytes_atomically
+
 
 def variable_names(prefix: str, variables: Sequence[Any]) -> list[str]:
-    """A unique name a variable: its Keras path, numbered where a path occurs twice (seed generators do)."""
-    seen: dict[str, int] = {}
+    """A unique name a variable: its number in the order of creation and the end of its Keras path.
+
+    Not the whole path, which holds counters of the process ("seed_generator_7") that another process counts
+    differently.
+    """
     names = []
-    for variable in variables:
-        count = seen[variable.path] = seen.get(variable.path, -1) + 1
-        names.append(f"{prefix}/{variable.path}" + (f"#{count}" if count else ""))
+    for number, variable in enumerate(variables):
+        *_, layer, name = f"/{variable.path}".split("/")
+        tail = name if layer.startswith("seed_generator") else f"{layer}/{name}"
+        names.append(f"{prefix}/{number:04d}/{tail}")
     return names
 
 
@@ -31,7 +38,7 @@ def save_variables(path: Path, groups: dict[str, Sequence[Any]], metadata: dict[
     arrays = {}
     for prefix, variables in groups.items():
         for name, variable in zip(variable_names(prefix, variables), variables, strict=True):
-            arrays[name] = np.ascontiguousarray(keras.ops.convert_to_numpy(variable.value))
+            arrays[name] = np.ascontiguousarray(keras.ops.convert_to_numpy(keras.ops.copy(variable)))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes_atomically(path, save(arrays, {"captionlite": json.dumps(metadata)}))
 

@@ -11,8 +11,8 @@ import keras
 def compiled(function: Callable[..., Any], variables: Sequence[Any]) -> Callable[..., Any]:
     """``function`` of tensors, compiled; it may read ``variables`` (their values at call time) and changes none.
 
-    TensorFlow: tf.function without XLA, which on a CPU is several times slower than plain kernels here. JAX: jax.jit, with the
-    variables' values passed in, because jit would otherwise bake them into the program as constants.
+    TensorFlow: tf.function without XLA, which on a CPU is several times slower than plain kernels here. JAX: jax.jit,
+    with the variables' values passed in, because jit would otherwise bake them into the program as constants.
     """
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
@@ -33,12 +33,16 @@ def compiled(function: Callable[..., Any], variables: Sequence[Any]) -> Callable
 class TrainStep:
     """One optimiser step: loss, gradients, update, on either backend.
 
-    ``loss_function(*batch)`` returns (loss, a dict of scalars) and may use ``model`` with training=True. On JAX the state lives
-    in ``self`` between steps (no copy to the host); call ``sync()`` before reading the model's variables.
+    ``loss_function(*batch)`` returns (loss, a dict of scalars) and may use ``model`` with training=True. On JAX the
+    state lives in ``self`` between steps (no copy to the host); call ``sync()`` before reading the model's variables.
     """
 
     def __init__(
-        self, model: Any, optimizer: Any, loss_function: Callable[..., tuple[Any, dict[str, Any]]], jit_compile: bool = False
+        self,
+        model: Any,
+        optimizer: Any,
+        loss_function: Callable[..., tuple[Any, dict[str, Any]]],
+        jit_compile: bool = False,
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self._loss_function = loss_function

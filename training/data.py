@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
 from captionlite.training.batches import Batch, Source
 from captionlite.training.config import RunConfig
 from captionlite.training.datasets import load_dataset
@@ -28,6 +30,24 @@ class RunData:
         """The split's examples whose photograph could be read; () where the data set has no such split."""
         dataset, store = self.datasets[number], self.plain[number]
         return tuple(e for e in dataset.splits.get(split, ()) if e.id in store)
+
+    def facts(self) -> list[dict[str, Any]]:
+        """Name, photographs and licence of each data set, for whoever publishes what was trained."""
+        return [
+            {
+                "name": name,
+                "train": len(self.examples(i, "train")),
+                "dev": len(self.examples(i, "dev")),
+                "licence": d.licence,
+            }
+            for i, (name, d) in enumerate(zip(self.names, self.datasets, strict=True))
+        ]
+
+    def report(self) -> list[str]:
+        """What was left out of each data set, a line each."""
+        return [
+            f"{name}: {line}" for name, d in zip(self.names, self.datasets, strict=True) for line in d.report.lines()
+        ]
 
     def train_captions(self) -> list[str]:
         return [c for i in range(len(self.datasets)) for e in self.examples(i, "train") for c in e.captions]

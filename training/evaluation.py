@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from keras import ops
+
 from captionlite.training.batches import Batch, Group, make_batch
 from captionlite.training.compiled import compiled
 from captionlite.training.data import RunData
@@ -13,7 +15,6 @@ from captionlite.training.generate import KerasGenerator
 from captionlite.training.losses import masked_cross_entropy
 from captionlite.training.scoring import score_captions
 from captionlite.training.vocabulary import PAD_ID, WordVocabulary
-from keras import ops
 
 EVALUATION_BATCH = 250  # captions
 GENERATION_BATCH = 100  # photographs
@@ -49,7 +50,9 @@ class DevEvaluator:
         return batches
 
     def evaluate(self) -> dict[str, Any]:
-        """-> {"loss", "accuracy", "cider", "bleu_4", "by_dataset": {name: the same}}; together = weighted by photographs."""
+        """-> {"loss", "accuracy", "cider", "bleu_4", "by_dataset": {name: the same}}; together = weighted by
+        photographs.
+        """
         by_dataset = {}
         for number, name in enumerate(self._data.names):
             if self._examples[number]:

@@ -1,14 +1,16 @@
-"""Captions straight from the Keras model: the reference that exported bundles are held to, and the trainer's dev captions."""
+"""Captions straight from the Keras model: the reference that exported bundles are held to, and the trainer's dev
+captions.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-import keras
 import numpy as np
+from keras import ops
+
 from captionlite.training.compiled import compiled
 from captionlite.training.families.base import DecoderFamily
-from keras import ops
 
 
 class KerasGenerator:

@@ -1,10 +1,10 @@
 """A run directory: what a training run leaves behind, and how it is read again.
 
-    config.json            the preset with everything the command line changed
-    vocabulary/            the tokenizer
-    best.safetensors       weights of the best epoch by the monitored dev figure
-    checkpoints/           last.safetensors: weights, optimiser, position; what --resume continues
-    history.json curves.png samples.txt tensorboard/
+config.json            the preset with everything the command line changed
+vocabulary/            the tokenizer
+best.safetensors       weights of the best epoch by the monitored dev figure
+checkpoints/           last.safetensors: weights, optimiser, position; what --resume continues
+history.json curves.png samples.txt tensorboard/
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from captionlite.runtime.image import load_image
 from captionlite.runtime.manifest import ImageSpec
 from captionlite.training.checkpoints import load_variables
 from captionlite.training.config import RunConfig, from_json
+from captionlite.training.datasets import load_dataset
 from captionlite.training.encoders import ENCODERS, build_encoder
 from captionlite.training.errors import RunError
 from captionlite.training.families import build_family
@@ -34,8 +36,16 @@ SUPPRESSED_IDS = (PAD_ID, UNKNOWN_ID, START_ID)
 class Run:
     """A trained captioner: config, vocabulary, decoder weights, and the encoder when asked for."""
 
-    def __init__(self, directory: Path, config: RunConfig, vocabulary: WordVocabulary, model: DecoderFamily) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: RunConfig,
+        vocabulary: WordVocabulary,
+        model: DecoderFamily,
+        best: dict[str, Any] | None = None,
+    ) -> None:
         self.directory, self.config, self.vocabulary, self.model = directory, config, vocabulary, model
+        self.best = best or {}  # of the loaded weights: epoch, dev figures, data sets with photographs and licences
         self._encoder: Any = None
         self._generator: KerasGenerator | None = None
 
@@ -58,6 +68,13 @@ class Run:
                 self.model, start_id=START_ID, end_id=END_ID, suppressed_ids=SUPPRESSED_IDS
             )
         return self._generator
+
+    def training_photographs(self, count: int = 200) -> list[Path]:
+        """A seeded sample of the training photographs, if the data still stands where the run found it."""
+        datasets = [load_dataset(data.spec) for data in self.config.data]
+        paths = [example.image for dataset in datasets for example in dataset.splits.get("train", ())]
+        order = np.random.default_rng(self.config.seed).permutation(len(paths))
+        return [paths[i] for i in order[:count]]
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (B, H, W, 3) -> float32 features (B, h, w, C)."""
@@ -98,5 +115,5 @@ def load_run(directory: str | Path) -> Run:
     config = read_config(directory)
     vocabulary = WordVocabulary.load(directory / VOCABULARY)
     model = build_model(config, vocabulary)
-    load_variables(directory / BEST, {"model": model.weights})
-    return Run(directory, config, vocabulary, model)
+    best = load_variables(directory / BEST, {"model": model.weights})
+    return Run(directory, config, vocabulary, model, best)

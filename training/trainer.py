@@ -12,12 +12,15 @@ from typing import Any
 
 import keras
 import numpy as np
+from filelock import FileLock, Timeout
+from keras import ops
+
 from captionlite.training.batches import BatchPlan
 from captionlite.training.checkpoints import load_variables, save_variables
 from captionlite.training.compiled import TrainStep
 from captionlite.training.config import RunConfig
 from captionlite.training.curves import draw_curves
-from captionlite.training.data import RunData, load_data
+from captionlite.training.data import load_data
 from captionlite.training.errors import ConfigError, RunError
 from captionlite.training.evaluation import DevEvaluator
 from captionlite.training.files import write_bytes_atomically, write_text_atomically
@@ -26,15 +29,13 @@ from captionlite.training.optimizers import build_optimizer
 from captionlite.training.progress import progress
 from captionlite.training.run import BEST, CONFIG, HISTORY, LAST, VOCABULARY, Run, build_model, read_config, write_json
 from captionlite.training.vocabulary import PAD_ID, START_ID, UNKNOWN_ID, WordVocabulary, build_word_vocabulary
-from filelock import FileLock, Timeout
-from keras import ops
 
 CHECKPOINT_SECONDS = 60.0
 SAMPLES = 3  # dev photographs captioned after each epoch, of each data set
 HIGHER_IS_BETTER = {"cider": True, "loss": False}
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - not an error
     """Ctrl-C or SIGTERM: the state is saved, ``--resume`` goes on."""
 
 
@@ -48,9 +49,9 @@ def train(
 ) -> dict[str, Any]:
     """Trains ``config`` into ``directory`` and returns the summary that `captionlite train --json` prints.
 
-    ``resume`` continues the run in ``directory`` exactly where its last checkpoint stands. ``report`` takes a line of text an epoch.
-    Raises RunError when the directory holds a run already (and not ``resume``) or is in use, ConfigError for an impossible preset,
-    and Interrupted when a signal stopped it after saving.
+    ``resume`` continues the run in ``directory`` exactly where its last checkpoint stands. ``report`` takes a line of
+    text an epoch. Raises RunError when the directory holds a run already (and not ``resume``) or is in use,
+    ConfigError for an impossible preset, and Interrupted when a signal stopped it after saving.
     """
     directory.mkdir(parents=True, exist_ok=True)
     try:
@@ -121,6 +122,8 @@ class _Trainer:
             f"{self.config.name}: {self.model.count_params():,} parameters, {len(self.vocabulary.pieces):,} words, "
             f"{self.plan.batches_per_epoch} batches an epoch"
         )
+        for line in self.data.report():
+            self.report(line)
         with _stop_signals() as stopped:
             while self.position["epoch"] < self.config.epochs and not self._exhausted():
                 self._epoch(stopped)
@@ -146,7 +149,9 @@ class _Trainer:
                     self.sums["seconds"] = spent + time.monotonic() - began
                 if stopped:
                     self._save()
-                    raise Interrupted(f"stopped in epoch {epoch + 1} after {self.position['step']} batches; state saved")
+                    raise Interrupted(
+                        f"stopped in epoch {epoch + 1} after {self.position['step']} batches; state saved"
+                    )
                 if due:
                     self._save()
                     saved = time.monotonic()
@@ -178,7 +183,7 @@ class _Trainer:
             }
         )
         if self.best_epoch() == len(self.history):
-            metadata = {"epoch": len(self.history), "dev": {k: v for k, v in figures.items() if k != "by_dataset"}}
+            metadata = {"epoch": len(self.history), "dev": figures, "datasets": self.data.facts()}
             save_variables(self.directory / BEST, {"model": self.model.weights}, metadata)
         self.position = {"epoch": self.position["epoch"] + 1, "step": 0}
         self.sums = dict.fromkeys(self.sums, 0.0)
@@ -187,7 +192,9 @@ class _Trainer:
         self._rotate()
 
     def best_epoch(self) -> int:
-        """The number (from 1) of the epoch with the best monitored dev figure; the last one where there is no dev split."""
+        """The number (from 1) of the epoch with the best monitored dev figure; the last one where there is no dev
+        split.
+        """
         monitor = self.config.monitor
         figures = [record["dev"].get(monitor) for record in self.history]
         if not figures or None in figures:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import keras
 import numpy as np
+
 from captionlite.runtime.manifest import StateSpec
 
 Tensor = Any  # a tensor of the active Keras backend
@@ -23,7 +24,8 @@ EXPORTED_BANNED_LOGIT = -1e4  # the same ban, within float16's range, for files 
 class DecoderFamily(keras.Model):  # type: ignore[misc]
     """Base class of the caption decoders.
 
-    Shapes: ``P`` photographs, ``B = P * K`` captions (K per photograph), ``T`` tokens, ``V`` vocabulary, ``L`` = max_length.
+    Shapes: ``P`` photographs, ``B = P * K`` captions (K per photograph), ``T`` tokens, ``V`` vocabulary, ``L`` =
+    max_length.
     """
 
     family: ClassVar[str]
@@ -43,13 +45,15 @@ class DecoderFamily(keras.Model):  # type: ignore[misc]
     def call(self, features: Tensor, tokens: Tensor, training: bool = False) -> Tensor:
         """Teacher forcing: features (P, h, w, C) and input tokens int32 (B, T) -> logits (B, T, V).
 
-        ``tokens`` starts with the start token; logits at t predict token t + 1. B is a multiple of P: the captions of one
-        photograph stand together and share what is computed from it.
+        ``tokens`` starts with the start token; logits at t predict token t + 1. B is a multiple of P: the captions of
+        one photograph stand together and share what is computed from it.
         """
         raise NotImplementedError
 
     def initial_state(self, features: Tensor) -> State:
-        """Everything that is computed once per photograph: features (B, h, w, C) -> the named constants and first states."""
+        """Everything that is computed once per photograph: features (B, h, w, C) -> the named constants and first
+        states.
+        """
         raise NotImplementedError
 
     def state_specs(self) -> tuple[StateSpec, ...]:
@@ -57,7 +61,8 @@ class DecoderFamily(keras.Model):  # type: ignore[misc]
         raise NotImplementedError
 
     def step(self, token: Tensor, position: Tensor, state: State) -> tuple[Tensor, State, Tensor | None]:
-        """One step: token int32 (B, 1), position int32 (1,) -> logits (B, V), state updates, attention (B, regions) or None.
+        """One step: token int32 (B, 1), position int32 (1,) -> logits (B, V), state updates, attention (B, regions)
+        or None.
 
         The updates hold the replacement of each carried row and the new column of each appended row.
         """

@@ -12,9 +12,10 @@ import dataclasses
 from typing import Any, ClassVar, Literal
 
 import keras
+from keras import ops
+
 from captionlite.runtime.manifest import StateSpec
 from captionlite.training.families.base import DecoderFamily, State, Tensor, TokenBias, repeat_per_caption
-from keras import ops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,8 @@ class TransformerConfig:
 class Attention(keras.layers.Layer):  # type: ignore[misc]
     """Multi-head attention split into its projections, so that keys and values can be computed once and cached.
 
-    Same weights and arithmetic as keras.layers.MultiHeadAttention(heads, key_dim). Tensors are (B, heads, length, key_dim).
+    Same weights and arithmetic as keras.layers.MultiHeadAttention(heads, key_dim). Tensors are (B, heads, length,
+    key_dim).
     """
 
     def __init__(self, heads: int, key_dim: int, units: int, dropout: float, **kwargs: Any) -> None:
@@ -131,7 +133,9 @@ class DecoderLayer(keras.layers.Layer):  # type: ignore[misc]
     def after(self, norm: Any, x: Tensor) -> Tensor:
         return x if self.pre else norm(x)
 
-    def call(self, x: Tensor, cross: tuple[Tensor, Tensor] | None = None, causal: bool = True, training: bool = False) -> Tensor:
+    def call(
+        self, x: Tensor, cross: tuple[Tensor, Tensor] | None = None, causal: bool = True, training: bool = False
+    ) -> Tensor:
         y = self.before(self.self_norm, x)
         attended = self.self_attention.attend(
             self.self_attention.queries(y), *self.self_attention.keys_values(y), causal=causal, training=training

@@ -1,0 +1,83 @@
+"""captionlite export: a run directory in, a bundle out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import click
+
+RECIPE_NAMES = ("float32", "float16", "int8")
+PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".webp")
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle's directory.")
+@click.option("--recipe", "recipe_name", type=click.Choice(RECIPE_NAMES), default="int8", show_default=True)
+@click.option("--name", help="The bundle's name; the preset's when not given.")
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="A folder of photographs for calibration and parity; by default a sample of the run's training photographs.",
+)
+@click.option(
+    "--golden",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    multiple=True,
+    help="A photograph to put into the bundle with its golden vectors; repeatable; drawn pictures when not given.",
+)
+@click.option(
+    "--scores",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="JSON of scores by title, for the card.",
+)
+@click.option("--force", is_flag=True, help="Replace --out if it exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def command(
+    run: Path,
+    out: Path,
+    recipe_name: str,
+    name: str | None,
+    calibration: Path | None,
+    golden: tuple[Path, ...],
+    scores: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Convert the best weights of RUN to TensorFlow Lite and write them as a bundle."""
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # the converter's; a run trained on JAX loads just as well
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from captionlite.export.exporter import export_run
+    from captionlite.export.recipes import recipe
+    from captionlite.training.run import load_run
+
+    loaded = load_run(run)
+    if calibration is not None:
+        photographs = sorted(path for path in calibration.iterdir() if path.suffix.lower() in PHOTOGRAPHS)
+    else:
+        photographs = loaded.training_photographs()
+    result = export_run(
+        loaded,
+        recipe(recipe_name),
+        out,
+        name=name,
+        photographs=photographs,
+        golden=golden,
+        scores=json.loads(scores.read_text()) if scores else None,
+        force=force,
+        report=lambda line: click.echo(line, err=True),
+    )
+    if as_json:
+        click.echo(json.dumps({**dataclasses.asdict(result), "bundle": str(result.bundle)}))
+        return
+    for graph, ops in result.ops.items():
+        size = result.sizes_bytes[f"{graph}.tflite"]
+        click.echo(f"{graph}.tflite  {size:,} bytes  {len(ops)} kinds of ops: {', '.join(ops)}")
+    for tensor in result.parity.tensors:
+        click.echo(f"{tensor.name:28} max abs {tensor.max_abs:.2e}  relative RMS {tensor.relative_rms:.2e}")
+    click.echo(
+        f"{result.parity.equal_captions} of {result.parity.photographs} captions equal Keras's; wrote {result.bundle}"
+    )

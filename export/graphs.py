@@ -1,0 +1,63 @@
+"""A Keras captioner as the two TensorFlow functions that become TFLite files.
+
+The functions close over the Keras models: a tf.Module that holds a multi-input Keras model cannot be saved, and one
+that does not track the variables would be converted without freezing them. Hence ``_tracked``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from captionlite.runtime.manifest import ImageSpec, TensorSpec
+from captionlite.training.families.base import EXPORTED_BANNED_LOGIT, DecoderFamily
+
+
+class EncoderGraph(tf.Module):  # type: ignore[misc]
+    """``image`` uint8 (1, H, W, 3) -> what the family computes once per photograph, by name."""
+
+    def __init__(self, encoder: Any, model: DecoderFamily, image: ImageSpec) -> None:
+        super().__init__()
+        self._tracked = [v.value for v in (*encoder.variables, *model.variables)]
+        signature = tf.TensorSpec((1, image.height, image.width, 3), tf.uint8, name="image")
+
+        @tf.function(input_signature=[signature])
+        def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
+            features = encoder(tf.cast(image, tf.float32), training=False)
+            return {name: tf.identity(value, name) for name, value in model.initial_state(features).items()}
+
+        self.serve = serve
+
+
+class DecoderGraph(tf.Module):  # type: ignore[misc]
+    """``token`` int32 (B, 1), ``position`` int32 (1,) and the state by name -> ``logits``, state updates,
+    ``attention``.
+    """
+
+    def __init__(self, model: DecoderFamily) -> None:
+        super().__init__()
+        self._tracked = [v.value for v in model.variables]
+        signature = {
+            "token": tf.TensorSpec((None, 1), tf.int32, name="token"),
+            "position": tf.TensorSpec((1,), tf.int32, name="position"),
+        }
+        for row in model.state_specs():
+            signature[row.name] = tf.TensorSpec(row.shape, row.dtype, name=row.name)
+
+        @tf.function(input_signature=[signature])
+        def serve(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            state = {name: value for name, value in inputs.items() if name not in ("token", "position")}
+            logits, updates, attention = model.step(inputs["token"], inputs["position"], state)
+            outputs = {"logits": tf.maximum(logits, EXPORTED_BANNED_LOGIT), **updates}
+            if attention is not None:
+                outputs["attention"] = attention
+            return outputs
+
+        self.serve = serve
+
+
+def decoder_inputs(model: DecoderFamily) -> tuple[TensorSpec, ...]:
+    """What the step takes, as the manifest says it."""
+    rows = tuple(TensorSpec(row.name, row.dtype, row.shape) for row in model.state_specs())
+    return (TensorSpec("token", "int32", (None, 1)), TensorSpec("position", "int32", (1,)), *rows)
