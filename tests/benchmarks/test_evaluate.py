@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toy
+import toy_bundle as toy
 from click.testing import CliRunner, Result
 from PIL import Image
 
