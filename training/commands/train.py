@@ -13,9 +13,13 @@ DEFAULT_CACHE = "~/.cache/captionlite/features"
 
 @click.command()
 @click.argument("preset")
-@click.option("--data", multiple=True, metavar="KIND:PATH[@WEIGHT]", help="A data set; repeatable. Weight: times an epoch.")
+@click.option(
+    "--data", multiple=True, metavar="KIND:PATH[@WEIGHT]", help="A data set; repeatable. Weight: times an epoch."
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run directory.")
-@click.option("--cache", type=click.Path(path_type=Path), default=DEFAULT_CACHE, show_default=True, help="Feature cache.")
+@click.option(
+    "--cache", type=click.Path(path_type=Path), default=DEFAULT_CACHE, show_default=True, help="Feature cache."
+)
 @click.option("--resume", is_flag=True, help="Continue the run in --out where its last checkpoint stands.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a setting, e.g. epochs=3.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
@@ -41,9 +45,7 @@ def command(
             chosen.append(DataConfig(spec, float(weight)) if is_weight else DataConfig(item))
         config = dataclasses.replace(config, data=tuple(chosen))
     try:
-        summary = train(
-            config, out, cache.expanduser(), resume=resume, report=lambda line: click.echo(line, err=True)
-        )
+        summary = train(config, out, cache.expanduser(), resume=resume, report=lambda line: click.echo(line, err=True))
     except Interrupted as stop:
         raise click.ClickException(f"{stop}; continue with: captionlite train {preset} --out {out} --resume") from stop
     if as_json:

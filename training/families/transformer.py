@@ -68,6 +68,20 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.split(self.key(x)), self.split(self.value(x))
 
+    def one(self, projected: Tensor) -> Tensor:
+        """(B, heads * key_dim) of a single position -> (B, heads, 1, key_dim)."""
+        return ops.reshape(projected, (-1, self.heads, 1, self.key_dim))
+
+    def one_query(self, x: Tensor) -> Tensor:
+        return self.one(self.query(x) * self.key_dim**-0.5)
+
+    def one_key_value(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.one(self.key(x)), self.one(self.value(x))
+
+    def join_one(self, context: Tensor) -> Tensor:
+        """(B, heads, 1, key_dim) -> (B, units)."""
+        return self.output_projection(ops.reshape(context, (-1, self.heads * self.key_dim)))
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor, causal: bool, training: bool) -> Tensor:
         scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))  # (B, heads, queries, keys)
         if causal:
@@ -78,9 +92,9 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
         return self.join(ops.matmul(self.dropout(weights, training=training), value))
 
     def attend_one(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """One query over cached keys: -> (B, 1, units), weights (B, heads, keys)."""
+        """One query over cached keys: -> (B, units), weights (B, heads, keys)."""
         weights = ops.softmax(ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))), axis=-1)  # (B, heads, 1, keys)
-        return self.join(ops.matmul(weights, value)), weights[:, :, 0, :]
+        return self.join_one(ops.matmul(weights, value)), ops.squeeze(weights, axis=2)
 
     def attend_step(
         self, query: Tensor, new_key: Tensor, new_value: Tensor, key: Tensor, value: Tensor, unwritten: Tensor
@@ -94,7 +108,7 @@ class Attention(keras.layers.Layer):  # type: ignore[misc]
         weights = ops.softmax(ops.concatenate([cached, own], axis=-1), axis=-1)
         length = key.shape[2]
         context = ops.matmul(weights[..., :length], value) + weights[..., length:] * new_value
-        return self.join(context)
+        return self.join_one(context)
 
 
 class FeedForward(keras.layers.Layer):  # type: ignore[misc]
@@ -153,13 +167,16 @@ class DecoderLayer(keras.layers.Layer):  # type: ignore[misc]
     def step(
         self, x: Tensor, cross: tuple[Tensor, Tensor], cache: tuple[Tensor, Tensor], unwritten: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
-        """x (B, 1, units) -> x, the new self-attention column, cross-attention weights (B, heads, regions)."""
+        """x (B, units) -> x, the new self-attention column, cross-attention weights (B, heads, regions).
+
+        Rank 2 all the way: a Dense on (B, 1, units) with B unknown converts to a dance of reshapes around each product.
+        """
         y = self.before(self.self_norm, x)
-        column = self.self_attention.keys_values(y)
-        attended = self.self_attention.attend_step(self.self_attention.queries(y), *column, *cache, unwritten)
+        column = self.self_attention.one_key_value(y)
+        attended = self.self_attention.attend_step(self.self_attention.one_query(y), *column, *cache, unwritten)
         x = self.after(self.self_norm, x + attended)
         y = self.before(self.cross_norm, x)
-        attended, weights = self.cross_attention.attend_one(self.cross_attention.queries(y), *cross)
+        attended, weights = self.cross_attention.attend_one(self.cross_attention.one_query(y), *cross)
         x = self.after(self.cross_norm, x + attended)
         y = self.before(self.feed_forward_norm, x)
         return self.after(self.feed_forward_norm, x + self.feed_forward(y)), column, weights
@@ -245,7 +262,7 @@ class TransformerDecoder(DecoderFamily):
         return tuple(rows)
 
     def step(self, token: Tensor, position: Tensor, state: State) -> tuple[Tensor, State, Tensor | None]:
-        x = self.token_embedding(token) + self.position_embedding(position)[None]  # (B, 1, units)
+        x = self.token_embedding(token[:, 0]) + self.position_embedding(position)  # (B, units)
         columns = ops.arange(self.max_length, dtype="int32")
         unwritten = ops.cast(columns >= position, "float32")[None, None, None] * -1e9
         updates, maps = {}, []
@@ -255,6 +272,5 @@ class TransformerDecoder(DecoderFamily):
             x, column, weights = layer.step(x, cross, cache, unwritten)
             updates[f"self_key_{i}"], updates[f"self_value_{i}"] = column
             maps.append(weights)
-        logits = self.logits(x)[:, 0]
         attention = ops.mean(ops.concatenate(maps, axis=1), axis=1)  # over layers and heads, as published
-        return logits, updates, attention
+        return self.logits(x), updates, attention

@@ -4,13 +4,16 @@ Its state table has a row of every kind: a constant, carried rows that start fro
 them an integer), and an appended row. So equal tokens mean that the decoding loop treats every kind rightly.
 """
 
+import hashlib
 import io
 import json
 import tempfile
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -278,3 +281,22 @@ def files() -> dict[str, bytes]:
 def write(directory: Path) -> Manifest:
     """Write the whole toy bundle."""
     return write_bundle(directory, manifest(), files())
+
+
+def forge(
+    directory: Path,
+    edit: Callable[[dict[str, Any]], object] = lambda manifest: None,
+    changed: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Tamper with a bundle directory as an attacker would: new contents, right checksums, and any edit of the manifest.
+
+    `changed` maps file names to contents; `edit` changes the parsed manifest in place afterwards.
+    """
+    path = directory / "manifest.json"
+    found = json.loads(path.read_bytes())
+    for name, data in (changed or {}).items():
+        (directory / name).write_bytes(data)
+        found["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
+    edit(found)
+    path.write_text(json.dumps(found))
+    return directory
