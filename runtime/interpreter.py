@@ -6,7 +6,6 @@ alive, or any view, `invoke()` raises.
 """
 
 import importlib
-import importlib.metadata
 import os
 import sys
 import tempfile
@@ -38,11 +37,17 @@ _BACKENDS = (
 
 @dataclass(frozen=True)
 class Backend:
-    """An installed interpreter: its distribution, version and class."""
+    """An installed interpreter: its distribution and class."""
 
     name: str
-    version: str
     interpreter: Callable[..., Any]
+
+    @property
+    def version(self) -> str:
+        """Version of the distribution, looked up on demand: that costs 10 ms of a cold start."""
+        from importlib.metadata import version
+
+        return version(self.name)
 
 
 @cache
@@ -58,11 +63,10 @@ def find_backend() -> Backend:
             found: Any = importlib.import_module(module_name)
             for name in attribute.split("."):
                 found = getattr(found, name)
-            version = importlib.metadata.version(distribution)
         except (ImportError, AttributeError, OSError) as error:
             reasons.append(f"{distribution}: {error}")
             continue
-        return Backend(distribution, version, found)
+        return Backend(distribution, found)
     raise InterpreterError(
         f"No TensorFlow Lite interpreter here ({'; '.join(reasons)}). Install one with `pip install ai-edge-litert`, "
         f"or on 32-bit ARM `pip install tflite-runtime 'numpy<2'`."
