@@ -123,8 +123,8 @@ def assign_torch_weights(model: Any, tensors: Mapping[str, np.ndarray[Any, Any]]
         new_weights.append((layer, values))
     if unused:
         raise WeightsError(
-            f"{where}: {len(unused)} tensors have no place in {model.name}, such as {min(unused)!r}. Give the weights of "
-            f"{model.name}."
+            f"{where}: {len(unused)} tensors have no place in {model.name}, such as {min(unused)!r}. Give the weights "
+            f"of {model.name}."
         )
     for layer, values in new_weights:
         layer.set_weights(values)
