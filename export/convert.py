@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import tensorflow as tf
 
 from captionlite.export.errors import ExportError
 from captionlite.export.recipes import GraphRecipe
+from captionlite.runtime.interpreter import core_count
 
 SIGNATURE = "serving_default"
 Calibration = Callable[[], Iterator[dict[str, np.ndarray]]]  # inputs by name, one dict a sample
@@ -38,32 +42,44 @@ def convert(module: Any, recipe: GraphRecipe, calibration: Calibration | None = 
             content = bytes(converter.convert())
         except Exception as error:
             raise ExportError(f"the TFLite converter refused the graph: {str(error).splitlines()[0]}") from error
-    if recipe.static_int8:
-        if calibration is None:
-            raise ExportError(
-                "this recipe needs calibration photographs; give --calibration FOLDER or keep the run's data"
-            )
-        content = quantize_static(content, recipe, calibration)
+    if recipe.rules:
+        if recipe.needs_calibration and calibration is None:
+            raise ExportError("this recipe needs calibration photographs; give --calibration FOLDER")
+        content = quantize(content, recipe, calibration)
     return content, check_ops(content)
 
 
-def quantize_static(content: bytes, recipe: GraphRecipe, calibration: Calibration) -> bytes:
-    """litert-quantizer's calibrated int8 (per channel weights, int8 activations) on the ops that the recipe names."""
+def quantize(content: bytes, recipe: GraphRecipe, calibration: Calibration | None) -> bytes:
+    """The file with the recipe's rules applied by litert-quantizer."""
     from litert_quantizer import qtyping, quantizer
 
-    with tempfile.TemporaryDirectory(prefix="captionlite-quantize-") as directory:
+    with tempfile.TemporaryDirectory(prefix="captionlite-quantize-") as directory, _quiet():
         path = Path(directory) / "float.tflite"
         path.write_bytes(content)
         work = quantizer.Quantizer(str(path))
-        for rule in recipe.static_int8:
-            work.add_static_config(
-                regex=rule.regex,
-                operation_name=qtyping.TFLOperationName(rule.op),
-                activation_num_bits=8,
-                weight_num_bits=8,
-            )
-        measured = work.calibrate({SIGNATURE: list(calibration())}, num_threads=2)
+        for rule in recipe.rules:
+            op = qtyping.TFLOperationName(rule.op)
+            if rule.mode == "static-int8":
+                work.add_static_config(rule.regex, op, activation_num_bits=8, weight_num_bits=8)
+            else:
+                work.add_dynamic_config(rule.regex, op, num_bits=8)
+        samples = {SIGNATURE: list(calibration())} if calibration else {}
+        measured = work.calibrate(samples, num_threads=core_count()) if recipe.needs_calibration else None
         return bytes(work.quantize(measured).quantized_model)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """litert-quantizer prints its progress and a summary, and warns of its own debugging mode and of channels without
+    range.
+    """
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def op_names(content: bytes) -> list[str]:

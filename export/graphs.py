@@ -38,6 +38,9 @@ class DecoderGraph(tf.Module):  # type: ignore[misc]
     def __init__(self, model: DecoderFamily) -> None:
         super().__init__()
         self._tracked = [v.value for v in model.variables]
+        bias = model.output_bias_layer()
+        if bias is not None:
+            bias.bias.assign(tf.maximum(bias.bias.value, EXPORTED_BANNED_LOGIT))
         signature = {
             "token": tf.TensorSpec((None, 1), tf.int32, name="token"),
             "position": tf.TensorSpec((1,), tf.int32, name="position"),
@@ -49,7 +52,7 @@ class DecoderGraph(tf.Module):  # type: ignore[misc]
         def serve(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             state = {name: value for name, value in inputs.items() if name not in ("token", "position")}
             logits, updates, attention = model.step(inputs["token"], inputs["position"], state)
-            outputs = {"logits": tf.maximum(logits, EXPORTED_BANNED_LOGIT), **updates}
+            outputs = {"logits": logits, **updates}
             if attention is not None:
                 outputs["attention"] = attention
             return outputs
