@@ -92,9 +92,10 @@ class _Directory:
             if error.errno == errno.ELOOP:
                 raise BundleError(f"{path}: a symbolic link, expected a file. Copy the file itself there.") from None
             raise BundleError(f"{path}: cannot be read ({error.strerror}).") from None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise BundleError(f"{path}: not a regular file. Copy the bundle again.")
         with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise BundleError(f"{path}: not a regular file. Copy the bundle again.")
             yield file
 
     def size(self, name: str) -> int:

@@ -102,4 +102,6 @@ class Node:
         return float(self.value)
 
     def _child(self, name: str) -> str:
+        # Paths are printed to terminals, and the names of unknown fields are anybody's.
+        name = name if name.isprintable() and len(name) <= 100 else ascii(name[:100])
         return f"{self.path}.{name}" if self.path else name

@@ -32,8 +32,8 @@ class Vocabulary:
                 f"Export the bundle again."
             )
         join = fields["join"].value
-        if not isinstance(join, str) or len(join) > 10:
-            raise fields["join"].fail("a short string")
+        if not isinstance(join, str) or len(join) > 10 or not join.isprintable():
+            raise fields["join"].fail("a short printable string")
         decoding = manifest.decoding
         special = frozenset((decoding.start_id, decoding.end_id, decoding.pad_id, decoding.unknown_id))
         return cls(pieces, join, special)
@@ -47,6 +47,7 @@ class Vocabulary:
 
 
 def _piece(node: Node) -> str:
-    if not isinstance(node.value, str) or len(node.value) > 1000:
-        raise node.fail("a string of at most 1000 characters")
+    # Captions are printed to terminals, and a control character in a piece could command one.
+    if not isinstance(node.value, str) or len(node.value) > 1000 or not node.value.isprintable():
+        raise node.fail("a printable string of at most 1000 characters")
     return node.value

@@ -1,6 +1,7 @@
 """`captionlite inspect BUNDLE`: what a bundle holds, after all its checks, without an interpreter."""
 
 import json
+from typing import Any
 
 import click
 
@@ -36,4 +37,9 @@ def command(bundle_name: str, as_json: bool) -> None:
         if values:
             click.echo(f"  {title}")
         for name, value in values.items():
-            click.echo(f"    {name}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+            click.echo(f"    {_printable(name)}: {_printable(value)}")
+
+
+def _printable(value: Any) -> str:
+    """As it is, or as JSON, which escapes the control characters that a stranger's bundle might send a terminal."""
+    return value if isinstance(value, str) and value.isprintable() else json.dumps(value)
