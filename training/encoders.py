@@ -49,15 +49,23 @@ def build_encoder(name: str, weights: str | Path | None = IMAGENET) -> Any:
     Raises:
         WeightsError: unknown encoder, or weights that cannot be fetched or read, or do not fit.
     """
+    import keras
+
     spec = encoder_spec(name)
-    if weights == IMAGENET:
-        model = _build_imagenet(spec)
-    else:
-        model = spec.build(None)
-        if weights is None:
-            _assign_random(model, seed=zlib.crc32(name.encode()))
+    # A frozen encoder computes in float32 even when the decoder is trained in mixed precision.
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        if weights == IMAGENET:
+            model = _build_imagenet(spec)
         else:
-            _load_file(spec, model, Path(weights).expanduser())
+            model = spec.build(None)
+            if weights is None:
+                _assign_random(model, seed=zlib.crc32(name.encode()))
+            else:
+                _load_file(spec, model, Path(weights).expanduser())
+    finally:
+        keras.config.set_dtype_policy(policy)
     model.trainable = False
     return model
 
@@ -106,7 +114,7 @@ def save_encoder_weights(model: Any, path: Path) -> None:
         from io import BytesIO
 
         stream = BytesIO()
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
+        np.savez(stream, **arrays)
         write_bytes_atomically(path, stream.getvalue())
     else:
         raise WeightsError(f"{path}: expected a name that ends in {' or '.join(_ARRAY_SUFFIXES)}.")
