@@ -46,7 +46,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "py.typed"):
         shutil.copy(ROOT / name, source)
     for package in PACKAGES:
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -87,7 +87,7 @@ def test_tflite_runtime_comes_with_numpy_1() -> None:
 
 def test_every_package_is_listed() -> None:
     found = {f"captionlite.{'.'.join(Path(name).parts[1:-1])}" for name in source_files()}
-    assert set(PROJECT["tool"]["setuptools"]["packages"]) == found
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == found | {"captionlite"}
 
 
 def test_every_package_folder_has_an_init() -> None:
@@ -117,8 +117,9 @@ def test_wheel_holds_every_module_and_no_tests(wheel: zipfile.ZipFile) -> None:
 
 def test_wheel_holds_data_files(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
-    for package in PACKAGES:
-        assert f"captionlite/{package}/py.typed" in names
+    for folder in ("captionlite", *(f"captionlite/{package}" for package in PACKAGES)):
+        assert f"{folder}/py.typed" in names
+    assert not [name for name in names if name.count("/") == 1 and name.startswith("captionlite/")][1:]
     data = [*ROOT.glob("training/presets/*.json"), *ROOT.glob("runtime/bundles/default/*")]
     for path in data:
         assert f"captionlite/{path.relative_to(ROOT).as_posix()}" in names

@@ -106,7 +106,8 @@ def score_tokenized(
     bleu, _ = Bleu(4).compute_score(truths, hypotheses, verbose=0)  # verbose would print lengths to stdout
     rouge_l, _ = Rouge().compute_score(truths, hypotheses)
     cider, _ = Cider().compute_score(truths, hypotheses)
-    return Scores(*(float(score) for score in bleu), float(rouge_l), float(cider), len(hypotheses))
+    bleu_1, bleu_2, bleu_3, bleu_4 = map(float, bleu)
+    return Scores(bleu_1, bleu_2, bleu_3, bleu_4, float(rouge_l), float(cider), len(hypotheses))
 
 
 def distinct_words(captions: Iterable[str]) -> int:
