@@ -12,7 +12,6 @@ from captionlite.training.compiled import compiled
 from captionlite.training.data import RunData
 from captionlite.training.families.base import DecoderFamily
 from captionlite.training.generate import KerasGenerator
-from captionlite.training.losses import masked_cross_entropy
 from captionlite.training.scoring import score_captions
 from captionlite.training.vocabulary import PAD_ID, WordVocabulary
 
@@ -31,8 +30,7 @@ class DevEvaluator:
         self._batches = [self._teacher_forced(model, number) for number in range(len(data.datasets))]
 
         def figures(features: Any, tokens: Any) -> tuple[Any, Any, Any]:
-            logits = model(features, tokens[:, :-1], training=False)
-            return masked_cross_entropy(tokens[:, 1:], logits, PAD_ID)
+            return model.objective(features, tokens, pad_id=PAD_ID)
 
         self._figures = compiled(figures, model.variables)
 

@@ -24,7 +24,6 @@ from captionlite.training.data import load_data
 from captionlite.training.errors import ConfigError, RunError
 from captionlite.training.evaluation import DevEvaluator
 from captionlite.training.files import write_bytes_atomically, write_text_atomically
-from captionlite.training.losses import masked_cross_entropy
 from captionlite.training.optimizers import build_optimizer
 from captionlite.training.progress import progress
 from captionlite.training.run import BEST, CONFIG, HISTORY, LAST, VOCABULARY, Run, build_model, read_config, write_json
@@ -111,8 +110,9 @@ class _Trainer:
         return WordVocabulary.load(path)
 
     def _loss(self, features: Any, tokens: Any) -> tuple[Any, dict[str, Any]]:
-        logits = self.model(features, tokens[:, :-1], training=True)
-        loss, accuracy, _ = masked_cross_entropy(tokens[:, 1:], logits, PAD_ID, self.config.label_smoothing)
+        loss, accuracy, _ = self.model.objective(
+            features, tokens, pad_id=PAD_ID, label_smoothing=self.config.label_smoothing, training=True
+        )
         return loss, {"accuracy": accuracy}
 
     def run(self) -> dict[str, Any]:
@@ -136,8 +136,7 @@ class _Trainer:
         saved = began = time.monotonic()
         spent = self.sums["seconds"]
         pending: list[dict[str, Any]] = []
-        with progress(total, f"epoch {epoch + 1}/{self.config.epochs}") as advance:
-            advance(first)
+        with progress(total, f"epoch {epoch + 1}/{self.config.epochs}", done=first) as advance:
             for batch in self.plan.epoch(epoch, first):
                 features = ops.convert_to_tensor(self.data.features(batch))
                 pending.append(self.step(features, ops.convert_to_tensor(batch.tokens)))

@@ -35,14 +35,17 @@ class Standardization:
     specials: tuple[str, str, str, str] = SPECIALS
 
 
+# Letters, marks and numbers. Not \w, which Oniguruma takes otherwise inside a class than outside.
+_WORD = r"\p{L}\p{M}\p{N}"
+
 # Punctuation goes, but not inside a word: "t-shirt" and "man's" are words, and Flickr8k's "man 's" is "man's".
 PLAIN_WORDS = Standardization(
     "plain_words",
     replacements=(
         ("[\u2018\u2019\u00b4`]", "'"),
         ("[\u2010\u2011]", "-"),
-        (r"\s+'s(?!\w)", "'s"),
-        (r"(?<!\w)[^\w\s]+|[^\w\s]+(?!\w)|[^\w\s'-]|_", " "),
+        (rf"\s+'s(?![{_WORD}])", "'s"),
+        (rf"(?<![{_WORD}])[^{_WORD}\s]+|[^{_WORD}\s]+(?![{_WORD}])|[^{_WORD}\s'-]", " "),
     ),
 )
 

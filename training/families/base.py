@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from captionlite.runtime.manifest import StateSpec
+from captionlite.training.losses import masked_cross_entropy
 
 Tensor = Any  # a tensor of the active Keras backend
 State = dict[str, Tensor]
@@ -49,6 +50,16 @@ class DecoderFamily(keras.Model):  # type: ignore[misc]
         one photograph stand together and share what is computed from it.
         """
         raise NotImplementedError
+
+    def objective(
+        self, features: Tensor, tokens: Tensor, *, pad_id: int, label_smoothing: float = 0.0, training: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What training minimises and the dev figures report: loss in nats, masked accuracy, number of positions.
+
+        tokens int32 (B, T + 1), start token first. Teacher forcing unless a family says otherwise.
+        """
+        logits = self(features, tokens[:, :-1], training=training)
+        return masked_cross_entropy(tokens[:, 1:], logits, pad_id, label_smoothing)
 
     def initial_state(self, features: Tensor) -> State:
         """Everything that is computed once per photograph: features (B, h, w, C) -> the named constants and first
