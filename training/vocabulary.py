@@ -188,9 +188,9 @@ def build_word_vocabulary(
 
 
 def _tokenizer(standardization: Standardization) -> Tokenizer:
-    steps: list[Any] = [normalizers.NFC()]
-    if standardization.lowercase:
-        steps.append(normalizers.Lowercase())
+    # Composed last: lower case can turn what did not compose into what does.
+    steps: list[Any] = [normalizers.Lowercase()] if standardization.lowercase else []
+    steps.append(normalizers.NFC())
     steps += [normalizers.Replace(Regex(pattern), new) for pattern, new in standardization.replacements]
     tokenizer = Tokenizer(models.WordLevel(unk_token=standardization.specials[UNKNOWN_ID]))
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Strip()])
