@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+
 from captionlite.training.batches import Batch, BatchPlan, Source, make_batch
 
 PAD, START, END = 0, 2, 3

@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 import numpy as np
+
 from captionlite.training.compiled import TrainStep, compiled
 
 

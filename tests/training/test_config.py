@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from captionlite.training.config import RunConfig, from_json, load_config, preset_names
 from captionlite.training.errors import ConfigError
 
@@ -39,7 +40,7 @@ def test_what_does_not_fit_is_refused_by_its_path(setting: str, message: str) ->
 
 
 def test_a_file_that_is_no_preset(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="neither a file nor a preset; presets are .*default"):
+    with pytest.raises(ConfigError, match=r"neither a file nor a preset; presets are .*default"):
         load_config(str(tmp_path / "nowhere.json"))
     broken = tmp_path / "broken.json"
     broken.write_text('{"name": ')

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+
 from captionlite.training.families.base import BANNED_LOGIT, TokenBias
 from captionlite.training.losses import masked_cross_entropy
 

@@ -52,6 +52,6 @@ def command(
         click.echo(json.dumps(summary))
     else:
         click.echo(
-            f"{summary['run']}: {summary['epochs']} epochs, best {summary['best_epoch']}, {summary['train_seconds']:.0f} s "
-            f"({summary['seconds_per_epoch']:.0f} s an epoch)"
+            f"{summary['run']}: {summary['epochs']} epochs, best {summary['best_epoch']}, "
+            f"{summary['train_seconds']:.0f} s ({summary['seconds_per_epoch']:.0f} s an epoch)"
         )

@@ -14,7 +14,7 @@ FAMILIES: dict[str, type[DecoderFamily]] = {cls.family: cls for cls in (Transfor
 def build_family(
     config: dict[str, Any], feature_shape: tuple[int, ...], vocabulary_size: int, where: str = "family"
 ) -> DecoderFamily:
-    """A decoder with its weights created, from the ``family`` object of a preset: {"name": ..., fields of its config}."""
+    """A decoder with its weights created, from a preset's ``family``: its name and the fields of its config."""
     cls = FAMILIES.get(config.get("name", ""))
     if cls is None:
         raise ConfigError(f"{where}: no family {config.get('name')!r}; there are {', '.join(sorted(FAMILIES))}")
