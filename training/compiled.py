@@ -17,7 +17,7 @@ def compiled(function: Callable[..., Any], variables: Sequence[Any]) -> Callable
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(function)  # type: ignore[no-any-return]
+        return tf.function(function, autograph=False)  # type: ignore[no-any-return]
     if keras.backend.backend() == "jax":
         import jax
 
@@ -60,7 +60,7 @@ class TrainStep:
         else:
             import tensorflow as tf
 
-            self._tf_step = tf.function(self._eager, jit_compile=jit_compile, reduce_retracing=False)
+            self._tf_step = tf.function(self._eager, autograph=False, jit_compile=jit_compile)
 
     def __call__(self, *batch: Any) -> dict[str, Any]:
         """-> {"loss": scalar, ...} still on the device."""
