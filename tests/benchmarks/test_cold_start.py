@@ -102,3 +102,22 @@ def test_command_line_against_the_real_captionlite(tmp_path: Path, monkeypatch: 
 def test_the_command_is_the_installed_one() -> None:
     command = captionlite_command("default", "x.jpg")
     assert command[-4:] == ["caption", "--bundle", "default", "x.jpg"]
+
+
+def test_the_keras_side_captions_with_a_trained_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from captionlite.benchmarks import keras_caption
+    from captionlite.training import run
+
+    class Trained:
+        def caption(self, image: str) -> str:
+            return f"a caption of {image}"
+
+    asked: list[str] = []
+
+    def load_run(directory: str) -> Trained:
+        asked.append(directory)
+        return Trained()
+
+    monkeypatch.setattr(run, "load_run", load_run)
+    assert keras_caption.caption("runs/default", "x.jpg") == "a caption of x.jpg"
+    assert asked == ["runs/default"]
