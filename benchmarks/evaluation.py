@@ -74,19 +74,19 @@ class Evaluation:
 
 
 def evaluate(
-    captioner: Captions, examples: Sequence[Example], progress: Callable[[int], None] | None = None
+    captioner: Captions, examples: Sequence[Example], advance: Callable[[int], None] | None = None
 ) -> Evaluation:
     """Caption every example greedily, then score the captions against the examples' own.
 
-    A photograph that cannot be read is kept with its error and left out of the scores. `progress` is called with the
-    number of photographs done after each. Raises CaptionliteError when not one photograph could be captioned.
+    A photograph that cannot be read is kept with its error and left out of the scores. `advance` is called with 1
+    after each photograph. Raises CaptionliteError when not one photograph could be captioned.
     """
     started = perf_counter()
     photos = []
-    for done, photo in enumerate(_caption_all(captioner, examples), start=1):
+    for photo in _caption_all(captioner, examples):
         photos.append(photo)
-        if progress is not None:
-            progress(done)
+        if advance is not None:
+            advance(1)
     seconds = perf_counter() - started
     captions = {photo.example.id: photo.caption.text for photo in photos if photo.caption is not None}
     if not captions:

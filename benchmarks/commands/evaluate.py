@@ -11,7 +11,6 @@ import click
 # Unused here, but without them scoring would fail after all the captioning: let the command line name the extra first.
 import pycocoevalcap.cider.cider  # noqa: F401
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from captionlite.benchmarks.evaluation import Evaluation, captions_jsonl, describe_recipe, evaluate
@@ -20,6 +19,7 @@ from captionlite.runtime.errors import CaptionliteError
 from captionlite.runtime.interpreter import without_chatter
 from captionlite.training.datasets import load_dataset
 from captionlite.training.files import write_text_atomically
+from captionlite.training.progress import progress
 
 
 @click.command("evaluate")
@@ -47,10 +47,8 @@ def command(
     with without_chatter():
         captioner = Captioner.from_bundle(bundle_name, threads)
 
-    columns = (TextColumn("captioning"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=len(examples))
-        evaluation = evaluate(captioner, examples, lambda done: progress.update(task, completed=done))
+    with progress(len(examples), "captioning") as advance:
+        evaluation = evaluate(captioner, examples, advance)
     if out is not None:
         write_text_atomically(out, captions_jsonl(evaluation.photos))
     for photo in evaluation.failed:

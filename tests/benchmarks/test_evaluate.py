@@ -145,7 +145,7 @@ def test_progress_counts_every_photograph_and_order_is_kept(bundle: Path, data: 
     examples = [Example(data.parent / f"{number}.png", ("a dog",), str(number)) for number in (2, 0, 3, 1)]
     done: list[int] = []
     evaluation = evaluate(Captioner.from_bundle(bundle), examples, done.append)
-    assert done == [1, 2, 3, 4]
+    assert done == [1, 1, 1, 1]
     assert [photo.example.id for photo in evaluation.photos] == ["2", "0", "3", "1"]
     assert evaluation.scores.n == 4
     assert evaluation.mean_words == pytest.approx(
