@@ -137,9 +137,9 @@ def _read_storages(stream: BytesIO, size: int, declared: dict[str, _Storage]) ->
     storages = {}
     for key in keys:
         storage = declared[key]
-        numel = int.from_bytes(stream.read(8), "little", signed=True)
+        count = stream.read(8)
         size_bytes = storage.numel * storage.dtype.itemsize
-        if numel != storage.numel or size_bytes > size - stream.tell():
+        if count != storage.numel.to_bytes(8, "little") or size_bytes > size - stream.tell():
             raise _RefusedError(f"storage {key}: cut short or of another size than its tensors say")
         storages[key] = np.frombuffer(stream.read(size_bytes), storage.dtype)
     if stream.tell() != size:
@@ -246,7 +246,7 @@ def _set_items(target: Any, items: list[Any]) -> None:
 def _storage(identifier: Any) -> _Storage:
     match identifier:
         case ("storage", _Global(name), str(key), str(), int(numel), None) if (
-            name.startswith("torch ") and not isinstance(numel, bool) and numel >= 0
+            name.startswith("torch ") and not isinstance(numel, bool) and 0 <= numel < 1 << 63
         ):
             return _Storage(key, np.dtype(_STORAGE_DTYPES[name.removeprefix("torch ")]), numel)
     raise _RefusedError("a storage is not described as PyTorch does")
