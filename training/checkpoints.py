@@ -5,6 +5,7 @@ broken one.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,13 @@ from captionlite.training.files import write_bytes_atomically
 def variable_names(prefix: str, variables: Sequence[Any]) -> list[str]:
     """A unique name a variable: its number in the order of creation and the end of its Keras path.
 
-    Not the whole path, which holds counters of the process ("seed_generator_7") that another process counts
+    Not the whole path, which holds counters of the process ("seed_generator_7", "adam_1") that another process counts
     differently.
     """
     names = []
     for number, variable in enumerate(variables):
         *_, layer, name = f"/{variable.path}".split("/")
-        tail = name if layer.startswith("seed_generator") else f"{layer}/{name}"
-        names.append(f"{prefix}/{number:04d}/{tail}")
+        names.append(f"{prefix}/{number:04d}/{re.sub(r'_[0-9]+$', '', layer)}/{name}")
     return names
 
 
@@ -38,7 +38,7 @@ def save_variables(path: Path, groups: dict[str, Sequence[Any]], metadata: dict[
     arrays = {}
     for prefix, variables in groups.items():
         for name, variable in zip(variable_names(prefix, variables), variables, strict=True):
-            arrays[name] = np.ascontiguousarray(keras.ops.convert_to_numpy(keras.ops.copy(variable)))
+            arrays[name] = np.array(keras.ops.convert_to_numpy(keras.ops.copy(variable)), order="C")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes_atomically(path, save(arrays, {"captionlite": json.dumps(metadata)}))
 

@@ -69,10 +69,12 @@ def train(
 class _Trainer:
     def __init__(self, config: RunConfig, directory: Path, cache_dir: Path, report: Callable[[str], None]) -> None:
         self.config, self.directory, self.report = config, directory, report
-        random.seed(config.seed)  # Keras draws the seeds of its initializers and dropouts from here, on every backend
         keras.mixed_precision.set_dtype_policy(config.precision)
         self.data = load_data(config, cache_dir)
         self.vocabulary = self._vocabulary()
+        # Keras draws the seeds of its initializers and dropouts from here, on every backend. After the data, because
+        # extracting features builds an encoder, which draws too, and a resumed run finds them in the cache.
+        random.seed(config.seed)
         self.model = build_model(config, self.vocabulary)
         bias = self.model.output_bias_layer()
         if bias is not None:
