@@ -2,7 +2,7 @@
 
     python -m captionlite.benchmarks.agreement --run RUN --bundle FLOAT32 --bundle INT8 --data flickr8k:DIR --split test
 
-Keras captions each photograph from its pixels, greedily, with its own step; every bundle does through the device runtime.
+Keras captions each photograph from its pixels, greedily, with its own step; every bundle does so through the runtime.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ def golden_vectors(captioner: Captioner, photographs: Sequence[np.ndarray]) -> b
                 loop.advance(t)
             token = following
     longest = int((tokens >= 0).sum(axis=1).max())
-    arrays = {f"encoder/{name}": np.concatenate([e[name] for e in encoded]) for name in encoded[0]}
+    arrays: dict[str, Any] = {f"encoder/{name}": np.concatenate([e[name] for e in encoded]) for name in encoded[0]}
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,

@@ -22,7 +22,7 @@ class EncoderGraph(tf.Module):  # type: ignore[misc]
         self._tracked = [v.value for v in (*encoder.variables, *model.variables)]
         signature = tf.TensorSpec((1, image.height, image.width, 3), tf.uint8, name="image")
 
-        @tf.function(input_signature=[signature])
+        @tf.function(input_signature=[signature])  # type: ignore[untyped-decorator]
         def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
             features = encoder(tf.cast(image, tf.float32), training=False)
             return {name: tf.identity(value, name) for name, value in model.initial_state(features).items()}
@@ -48,7 +48,7 @@ class DecoderGraph(tf.Module):  # type: ignore[misc]
         for row in model.state_specs():
             signature[row.name] = tf.TensorSpec(row.shape, row.dtype, name=row.name)
 
-        @tf.function(input_signature=[signature])
+        @tf.function(input_signature=[signature])  # type: ignore[untyped-decorator]
         def serve(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             state = {name: value for name, value in inputs.items() if name not in ("token", "position")}
             logits, updates, attention = model.step(inputs["token"], inputs["position"], state)

@@ -97,7 +97,8 @@ class BatchPlan:
         for i in rng.permutation(len(groups)):
             longest = min(max(map(len, groups[i][1])), self._max_length + 1) - 1
             buckets.setdefault(-(-longest // BUCKET), []).append(int(i))
-        batches, left = [], []
+        batches: list[list[int]] = []
+        left: list[int] = []
         for bucket in sorted(buckets):  # what does not fill a batch moves up to the next bucket
             members = left + buckets[bucket]
             whole = len(members) // self._photos * self._photos

@@ -51,6 +51,7 @@ class TrainStep:
         self._other = [v for v in model.variables if id(v) not in trained]
         if not optimizer.built:
             optimizer.build(self._trainable)
+        self._state: list[list[Any]] = []  # JAX: trainable, other, optimizer
         self._is_jax = keras.backend.backend() == "jax"
         if self._is_jax:
             import jax

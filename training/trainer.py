@@ -280,8 +280,8 @@ def _stop_signals() -> Iterator[list[int]]:
 
     previous: dict[int, Any] = {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
+        for stop in (signal.SIGINT, signal.SIGTERM):
+            previous[stop] = signal.signal(stop, note)
     except ValueError:  # not the main thread: whoever owns it handles signals
         previous.clear()
     try:

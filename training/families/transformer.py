@@ -198,7 +198,11 @@ class TransformerDecoder(DecoderFamily):
         self.embedding_dropout = keras.layers.Dropout(c.dropout if c.norm == "pre" else 0.0)
         self.decoder_layers = [DecoderLayer(c, name=f"decoder_{i}") for i in range(c.layers)]
         self.memory_layers = [DecoderLayer(c, memory=True, name=f"memory_{i}") for i in range(c.memory_layers)]
-        self.projection = self.grid_embedding = self.memory_norm = self.final_norm = self.head = None
+        self.projection: Any = None
+        self.grid_embedding: Any = None
+        self.memory_norm: Any = None
+        self.final_norm: Any = None
+        self.head: Any = None
         if c.project_features or c.memory_layers:
             self.projection = keras.layers.Dense(c.units, name="projection")
             self.grid_embedding = keras.layers.Embedding(self.regions, c.units, name="grid_embedding")
