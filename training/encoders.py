@@ -203,6 +203,10 @@ def _load_file(spec: EncoderSpec, model: Any, path: Path) -> None:
             f"{path}: {suffix or 'no suffix'!s} is not a form of weights for {spec.name}; expected .weights.h5, .h5, "
             f".npz, .safetensors{torch}."
         )
+    # Behind a ReLU a not-a-number can come out as a plain zero, and nobody would notice.
+    for name, value in zip(weight_names(model), model.get_weights(), strict=True):
+        if not np.isfinite(value).all():
+            raise WeightsError(f"{path}: {name!r} holds values that are not finite; the weights are damaged.")
 
 
 def _load_h5(spec: EncoderSpec, model: Any, path: Path) -> None:

@@ -132,7 +132,7 @@ class Extraction:
         with self._path.open("rb") as features:
             for line in lines:
                 entry = _parse_journal_line(line)
-                if entry is None or entry[0] in self._done or not (rows := self._photos_of(entry[0])):
+                if entry is None or entry[0] < 0 or entry[0] in self._done or not (rows := self._photos_of(entry[0])):
                     continue
                 batch, digest, skipped = entry
                 features.seek(len(self._header) + rows[0] * self._row_bytes)

@@ -185,6 +185,12 @@ def other_names(path: Path) -> None:
     np.savez(path, **{"some/kernel": np.zeros(3)})
 
 
+def not_a_number(path: Path) -> None:
+    model = build_encoder(SMALL, None)
+    model.get_layer("conv").set_weights([np.full_like(model.get_layer("conv").get_weights()[0], np.nan)])
+    save_encoder_weights(model, path)
+
+
 def wrong_shape(path: Path) -> None:
     model = build_encoder(SMALL, None)
     arrays: dict[str, NDArray[Any]] = dict(zip(weight_names(model), model.get_weights(), strict=True))
@@ -200,6 +206,7 @@ def wrong_shape(path: Path) -> None:
         ("w.npz", pickled_npz, "damaged, or no .npz"),
         ("w.npz", other_names, "are missing.*1 have no place"),
         ("w.npz", wrong_shape, "'conv/kernel' has shape"),
+        ("w.safetensors", not_a_number, "'conv/kernel' holds values that are not finite"),
         ("w.safetensors", not_weights, "damaged, or no .safetensors"),
         ("w.h5", not_weights, "not weights of mobilenet_v3_small"),
         ("w.h5", other_model_h5, "not weights of mobilenet_v3_small"),
