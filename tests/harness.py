@@ -1,4 +1,4 @@
-"""The one test that every family of decoders goes through; see training/test_families.py for the table."""
+"""The one test that every family of decoders goes through; ``CONFIGS`` is the table."""
 
 from __future__ import annotations
 
@@ -17,6 +17,37 @@ from captionlite.training.generate import KerasGenerator
 FEATURE_SHAPE = (3, 4, 20)
 VOCABULARY = 23
 STEP_TOLERANCE = 1e-5
+
+TRANSFORMER: dict[str, Any] = {
+    "name": "transformer",
+    "layers": 2,
+    "units": 16,
+    "heads": 2,
+    "key_dim": 8,
+    "feed_forward": 24,
+    "max_length": 9,
+}
+LSTM: dict[str, Any] = {
+    "name": "lstm",
+    "units": 14,
+    "embedding": 10,
+    "image_bottleneck": 12,
+    "logits_bottleneck": 11,
+    "max_length": 9,
+}
+GRU: dict[str, Any] = {"name": "gru_attention", "units": 14, "embedding": 10, "attention": 12, "max_length": 9}
+
+# A new family is a row here.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "transformer": TRANSFORMER,
+    "transformer_pre_norm": {**TRANSFORMER, "norm": "pre"},
+    "transformer_memory": {**TRANSFORMER, "norm": "pre", "memory_layers": 1, "heads": 4},
+    "transformer_tied": {**TRANSFORMER, "project_features": True, "tied_embedding": True},
+    "lstm": LSTM,
+    "lstm_token_bias": {**LSTM, "token_bias": True},
+    "gru_attention": GRU,
+    "gru_attention_as_coded": {**GRU, "carry_hidden": False, "token_bias": True},
+}
 
 
 def build(config: dict[str, Any], seed: int = 0) -> DecoderFamily:

@@ -1,4 +1,4 @@
-"""Every family through the shared harness. A new family is a row here."""
+"""Every family through the shared harness, as trained; tests/export has the same table, as exported."""
 
 from pathlib import Path
 from typing import Any
@@ -6,26 +6,10 @@ from typing import Any
 import harness
 import pytest
 
-COMMON = {
-    "name": "transformer",
-    "layers": 2,
-    "units": 16,
-    "heads": 2,
-    "key_dim": 8,
-    "feed_forward": 24,
-    "max_length": 9,
-}
-CONFIGS: dict[str, dict[str, Any]] = {
-    "transformer": COMMON,
-    "transformer_pre_norm": {**COMMON, "norm": "pre"},
-    "transformer_memory": {**COMMON, "norm": "pre", "memory_layers": 1, "heads": 4},
-    "transformer_tied": {**COMMON, "project_features": True, "tied_embedding": True},
-}
 
-
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=harness.CONFIGS)
 def config(request: pytest.FixtureRequest) -> dict[str, Any]:
-    return CONFIGS[request.param]
+    return harness.CONFIGS[request.param]
 
 
 def test_full_call_equals_step_by_step(config: dict[str, Any]) -> None:

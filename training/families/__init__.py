@@ -6,9 +6,14 @@ from typing import Any
 
 from captionlite.training.errors import ConfigError
 from captionlite.training.families.base import DecoderFamily, config_from_json
+from captionlite.training.families.gru_attention import GruAttentionDecoder
+from captionlite.training.families.lstm import LstmDecoder
+from captionlite.training.families.masked_lm import MaskedLM
 from captionlite.training.families.transformer import TransformerDecoder
 
-FAMILIES: dict[str, type[DecoderFamily]] = {cls.family: cls for cls in (TransformerDecoder,)}
+FAMILIES: dict[str, type[DecoderFamily]] = {
+    cls.family: cls for cls in (LstmDecoder, GruAttentionDecoder, TransformerDecoder, MaskedLM)
+}
 
 
 def build_family(

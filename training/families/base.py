@@ -31,6 +31,7 @@ class DecoderFamily(keras.Model):  # type: ignore[misc]
 
     family: ClassVar[str]
     attends: ClassVar[bool]
+    refines: ClassVar[bool] = False  # has `refine`: a whole caption in one parallel pass
 
     def __init__(self, config: Any, feature_shape: tuple[int, ...], vocabulary_size: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -78,6 +79,15 @@ class DecoderFamily(keras.Model):  # type: ignore[misc]
         The updates hold the replacement of each carried row and the new column of each appended row.
         """
         raise NotImplementedError
+
+    def refine(self, tokens: Tensor, state: State) -> dict[str, Tensor]:
+        """Families that predict all positions at once: tokens int32 (B, L + 1) from the start token on, and the
+        constants -> ``logits`` (B, L + 1, V), and ``length_logits`` (B, L) where the family predicts lengths.
+        """
+        raise NotImplementedError
+
+    def load_pretrained(self) -> None:
+        """Takes over published weights, if the config names any; called once, when a run begins."""
 
     def full_state(self, features: Tensor) -> State:
         """``initial_state`` completed with the zeros that the runtime starts the other rows from."""
