@@ -18,6 +18,7 @@ from captionlite.training.files import write_text_atomically
 
 PAD_ID, UNKNOWN_ID, START_ID, END_ID = range(4)
 SPECIALS = ("[PAD]", "[UNK]", "[START]", "[END]")
+MASK_ID, MASK = 4, "[MASK]"  # only where a masked language model asks for it; ALBERT's tokenizer has the same five ids
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,12 @@ class WordVocabulary:
         self.pieces: list[str] = [
             piece for piece, _ in sorted(tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
         ]
+        self.special_ids = frozenset(i for i, added in tokenizer.get_added_tokens_decoder().items() if added.special)
+
+    @property
+    def suppressed_ids(self) -> tuple[int, ...]:
+        """What no caption may contain: every special piece but the end token."""
+        return tuple(sorted(self.special_ids - {END_ID}))
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -82,7 +89,7 @@ class WordVocabulary:
         for token in ids:
             if token == END_ID:
                 break
-            if token >= len(SPECIALS):
+            if token not in self.special_ids:
                 words.append(self.pieces[token])
         return " ".join(words)
 
@@ -146,26 +153,28 @@ def build_word_vocabulary(
     min_count: int = 1,
     max_size: int | None = None,
     standardization: Standardization = PLAIN_WORDS,
+    mask: bool = False,
 ) -> WordVocabulary:
     """Build a vocabulary of the words seen at least `min_count` times, most frequent first, ties in alphabetical order.
 
-    `max_size` bounds the whole vocabulary, the four special pieces included.
+    `max_size` bounds the whole vocabulary, the special pieces included. `mask` adds a fifth of them, [MASK].
 
     Raises:
         VocabularyError: no word is left.
     """
     if min_count < 1:
         raise VocabularyError(f"min_count: expected at least 1, found {min_count}.")
-    if max_size is not None and max_size <= len(SPECIALS):
+    specials = [*standardization.specials, *((MASK,) if mask else ())]
+    if max_size is not None and max_size <= len(specials):
         raise VocabularyError(
-            f"max_size: expected more than {len(SPECIALS)}, the number of special pieces, found {max_size}."
+            f"max_size: expected more than {len(specials)}, the number of special pieces, found {max_size}."
         )
     texts = list(captions)
     tokenizer = _tokenizer(standardization)
     trainer = trainers.WordLevelTrainer(
         vocab_size=max_size if max_size is not None else 2**31 - 1,
         min_frequency=min_count,
-        special_tokens=list(standardization.specials),
+        special_tokens=specials,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer, length=len(texts))
@@ -176,7 +185,7 @@ def build_word_vocabulary(
     vocabulary = WordVocabulary(
         tokenizer, np.zeros(tokenizer.get_vocab_size(with_added_tokens=True), np.int64), standardization.name
     )
-    if len(vocabulary) <= len(SPECIALS):
+    if len(vocabulary) <= len(specials):
         raise VocabularyError(
             f"no word is left for the vocabulary: {len(texts)} captions, words seen at least {min_count} times. Lower "
             "min_count or give more captions."

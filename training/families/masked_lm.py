@@ -213,9 +213,9 @@ class MaskedLM(DecoderFamily):
             load_albert(self.text, self.albert_sizes(), self.config.albert_weights)
 
     def build_weights(self) -> None:
+        if self.length_head is not None:  # before the rest: Keras warns of what the call leaves unbuilt
+            self.length_head.build((None, self.config.embedding))
         super().build_weights()
-        if self.length_head is not None:
-            self.length_head(np.zeros((1, self.config.embedding), "float32"))
 
     def embeddings(self) -> Tensor:
         return self.text.token_embedding.embeddings if self.is_albert else self.text.embeddings
