@@ -47,8 +47,11 @@ class Node:
         place = self.path or "the top level"
         return BundleError(f"{self.where}: {place} is {found}, expected {expected}. Export the bundle again.")
 
-    def fields(self, *names: str, allow_extra: bool = False) -> dict[str, "Node"]:
-        """The named fields of an object; a missing one, and an unknown one unless allowed, is refused."""
+    def fields(self, *names: str, optional: tuple[str, ...] = (), allow_extra: bool = False) -> dict[str, "Node"]:
+        """The named fields of an object; a missing one, and an unknown one unless allowed, is refused.
+
+        Of the `optional` ones only those that are there are returned.
+        """
         if not isinstance(self.value, dict):
             raise self.fail("an object")
         for name in names:
@@ -56,12 +59,13 @@ class Node:
                 raise BundleError(f"{self.where}: {self._child(name)} is missing. Export the bundle again.")
         if not allow_extra:
             for name in self.value:
-                if name not in names:
+                if name not in names and name not in optional:
                     raise BundleError(
                         f"{self.where}: {self._child(name)} is not a field of this format, expected only "
-                        f"{', '.join(names)}. Export the bundle again."
+                        f"{', '.join((*names, *optional))}. Export the bundle again."
                     )
-        return {name: Node(self.value[name], self._child(name), self.where) for name in names}
+        present = (*names, *(name for name in optional if name in self.value))
+        return {name: Node(self.value[name], self._child(name), self.where) for name in present}
 
     def items(self) -> dict[str, "Node"]:
         """Every entry of an object whose keys are free."""

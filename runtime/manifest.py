@@ -11,12 +11,15 @@ from typing import Any
 from captionlite.runtime.errors import BundleError
 from captionlite.runtime.jsonreader import Node
 
-FORMAT = (1, 0)
-"""Format version (major, minor) that this captionlite writes; it reads every minor version of this major one."""
+FORMAT = (1, 1)
+"""Format version (major, minor) that this captionlite writes; it reads every minor version of this major one.
+
+1.1 added the graph `refine`, `decoding.mask_id` and SentencePiece vocabularies.
+"""
 
 DTYPES = ("float32", "float16", "int8", "uint8", "int16", "int32", "int64", "bool")
 STATE_KINDS = ("constant", "carried", "appended")
-VOCABULARY_KINDS = ("words",)
+VOCABULARY_KINDS = ("words", "sentencepiece")
 MANIFEST_FILE = "manifest.json"
 MAX_FILE_BYTES = 1 << 31
 MAX_DIMENSION = 1 << 20
@@ -93,6 +96,7 @@ class DecodingSpec:
     unknown_id: int
     suppressed_ids: tuple[int, ...]
     max_length: int
+    mask_id: int | None = None  # families that predict all positions at once; they have a graph "refine"
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,11 @@ class Manifest:
             ],
             "image": dict(vars(self.image)),
             "vocabulary": dict(vars(self.vocabulary)),
-            "decoding": {**vars(self.decoding), "suppressed_ids": list(self.decoding.suppressed_ids)},
+            "decoding": {
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in vars(self.decoding).items()
+                if value is not None
+            },
             "golden": dict(vars(self.golden)),
             "files": {name: dict(vars(spec)) for name, spec in self.files.items()},
             "provenance": self.provenance,
@@ -170,12 +178,13 @@ class Manifest:
             "format", "name", "family", "graphs", "state", "image", "vocabulary", "decoding", "golden", "files",
             "provenance", "scores", allow_extra=extra,
         )  # fmt: skip
-        graphs = fields["graphs"].fields("encoder", "decoder", allow_extra=extra)
+        graphs = fields["graphs"].fields("encoder", "decoder", optional=("refine",), allow_extra=extra)
         image = fields["image"].fields("height", "width", "resize", "resample", allow_extra=extra)
         vocabulary = fields["vocabulary"].fields("file", "kind", "size", allow_extra=extra)
         decoding = fields["decoding"].fields(
-            "start_id", "end_id", "pad_id", "unknown_id", "suppressed_ids", "max_length", allow_extra=extra
-        )
+            "start_id", "end_id", "pad_id", "unknown_id", "suppressed_ids", "max_length", optional=("mask_id",),
+            allow_extra=extra,
+        )  # fmt: skip
         golden = fields["golden"].fields("file", "tolerance", allow_extra=extra)
         size = vocabulary["size"].integer(2, MAX_DIMENSION)
 
@@ -204,6 +213,7 @@ class Manifest:
                 unknown_id=token_id(decoding["unknown_id"]),
                 suppressed_ids=decoding["suppressed_ids"].list_of(token_id),
                 max_length=decoding["max_length"].integer(1, MAX_STEPS),
+                mask_id=token_id(decoding["mask_id"]) if "mask_id" in decoding else None,
             ),
             golden=GoldenSpec(_file_name(golden["file"]), golden["tolerance"].number(0.0, 1.0)),
             files={name: _read_file(name, node, extra) for name, node in fields["files"].items().items()},
@@ -306,6 +316,7 @@ def _check(manifest: Manifest, where: str) -> None:
         ("graphs.encoder.outputs", [spec.name for spec in encoder.outputs]),
         ("graphs.decoder.inputs", [spec.name for spec in decoder.inputs]),
         ("graphs.decoder.outputs", [spec.name for spec in decoder.outputs]),
+        *((f"graphs.refine.{side}", [spec.name for spec in specs]) for side, specs in _sides(manifest, "refine")),
         ("state", [row.name for row in manifest.state]),
         ("files", [name.lower() for name in manifest.files]),  # some file systems do not tell case
         ("decoding.suppressed_ids", list(map(str, manifest.decoding.suppressed_ids))),
@@ -348,6 +359,8 @@ def _check(manifest: Manifest, where: str) -> None:
             expected_outputs[row.name] = TensorSpec(row.name, row.dtype, shape)
     _need_specs(need, "graphs.decoder.outputs", decoder.outputs, expected_outputs)
 
+    _check_refine(manifest, need)
+
     for spec in encoder.outputs:
         need(spec.name in rows, f"graphs.encoder.outputs: {spec.name} is no row of state")
         fitting = TensorSpec(spec.name, rows[spec.name].dtype, (1, *rows[spec.name].shape[1:]))
@@ -361,8 +374,34 @@ def _check(manifest: Manifest, where: str) -> None:
     decoding = manifest.decoding
     need(decoding.end_id not in decoding.suppressed_ids, "decoding.end_id is suppressed, so no caption could end")
     need(decoding.start_id != decoding.end_id, "decoding.start_id and decoding.end_id are the same")
-    for name in (encoder.file, decoder.file, manifest.vocabulary.file, manifest.golden.file):
+    for name in (*(graph.file for graph in manifest.graphs.values()), manifest.vocabulary.file, manifest.golden.file):
         need(name in manifest.files, f"files does not list {name}")
+
+
+def _sides(manifest: Manifest, name: str) -> tuple[tuple[str, tuple[TensorSpec, ...]], ...]:
+    graph = manifest.graphs.get(name)
+    return () if graph is None else (("inputs", graph.inputs), ("outputs", graph.outputs))
+
+
+def _check_refine(manifest: Manifest, need: Any) -> None:
+    """A parallel pass takes a whole caption and the constants, and predicts every position of it."""
+    refine, decoding = manifest.graphs.get("refine"), manifest.decoding
+    need((refine is None) == (decoding.mask_id is None), "graphs.refine and decoding.mask_id come together")
+    if refine is None or decoding.mask_id is None:
+        return
+    need(
+        decoding.mask_id in decoding.suppressed_ids,
+        "decoding.mask_id is not in decoding.suppressed_ids, so captions could hold masks",
+    )
+    width = decoding.max_length + 1
+    inputs = {"tokens": TensorSpec("tokens", "int32", (None, width))}
+    inputs |= {r.name: TensorSpec(r.name, r.dtype, r.shape) for r in manifest.state if r.kind == "constant"}
+    need("tokens" not in {row.name for row in manifest.state}, "state uses a name that the refine graph uses")
+    _need_specs(need, "graphs.refine.inputs", refine.inputs, inputs)
+    outputs = {"logits": TensorSpec("logits", "float32", (None, width, manifest.vocabulary.size))}
+    if refine.output("length_logits") is not None:
+        outputs["length_logits"] = TensorSpec("length_logits", "float32", (None, decoding.max_length))
+    _need_specs(need, "graphs.refine.outputs", refine.outputs, outputs)
 
 
 def _need_specs(need: Any, place: str, found: tuple[TensorSpec, ...], expected: dict[str, TensorSpec]) -> None:

@@ -24,10 +24,15 @@ class EncoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VocabularyConfig:
-    """Which words a decoder knows: those seen at least ``min_count`` times, the ``max_size`` most frequent ones."""
+    """Which words a decoder knows: those seen at least ``min_count`` times, the ``max_size`` most frequent ones.
+
+    ``mask`` adds the piece [MASK]. ``sentencepiece``: a Hugging Face tokenizer, directory or id, instead of words.
+    """
 
     min_count: int = 1
     max_size: int | None = None
+    mask: bool = False
+    sentencepiece: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

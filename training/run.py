@@ -17,6 +17,7 @@ import numpy as np
 
 from captionlite.runtime.image import load_image
 from captionlite.runtime.manifest import ImageSpec
+from captionlite.training.albert_vocabulary import load_vocabulary
 from captionlite.training.checkpoints import load_variables
 from captionlite.training.config import RunConfig, from_json
 from captionlite.training.datasets import load_dataset
@@ -26,11 +27,10 @@ from captionlite.training.families import build_family
 from captionlite.training.families.base import DecoderFamily
 from captionlite.training.files import write_text_atomically
 from captionlite.training.generate import KerasGenerator
-from captionlite.training.vocabulary import END_ID, PAD_ID, START_ID, UNKNOWN_ID, WordVocabulary
+from captionlite.training.vocabulary import END_ID, START_ID, WordVocabulary
 
 CONFIG, VOCABULARY, BEST, HISTORY = "config.json", "tokenizer.json", "best.safetensors", "history.json"
 LAST = "checkpoints/last.safetensors"
-SUPPRESSED_IDS = (PAD_ID, UNKNOWN_ID, START_ID)
 
 
 class Run:
@@ -65,7 +65,7 @@ class Run:
     def generator(self) -> KerasGenerator:
         if self._generator is None:
             self._generator = KerasGenerator(
-                self.model, start_id=START_ID, end_id=END_ID, suppressed_ids=SUPPRESSED_IDS
+                self.model, start_id=START_ID, end_id=END_ID, suppressed_ids=self.vocabulary.suppressed_ids
             )
         return self._generator
 
@@ -113,7 +113,7 @@ def load_run(directory: str | Path) -> Run:
     """
     directory = Path(directory)
     config = read_config(directory)
-    vocabulary = WordVocabulary.load(directory / VOCABULARY)
+    vocabulary = load_vocabulary(directory / VOCABULARY)
     model = build_model(config, vocabulary)
     best = load_variables(directory / BEST, {"model": model.weights})
     return Run(directory, config, vocabulary, model, best)

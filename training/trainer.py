@@ -15,6 +15,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from keras import ops
 
+from captionlite.training.albert_vocabulary import build_sentencepiece_vocabulary, load_vocabulary
 from captionlite.training.batches import BatchPlan
 from captionlite.training.checkpoints import load_variables, save_variables
 from captionlite.training.compiled import TrainStep
@@ -27,7 +28,7 @@ from captionlite.training.files import write_bytes_atomically, write_text_atomic
 from captionlite.training.optimizers import build_optimizer
 from captionlite.training.progress import progress
 from captionlite.training.run import BEST, CONFIG, HISTORY, LAST, VOCABULARY, Run, build_model, read_config, write_json
-from captionlite.training.vocabulary import PAD_ID, START_ID, UNKNOWN_ID, WordVocabulary, build_word_vocabulary
+from captionlite.training.vocabulary import PAD_ID, WordVocabulary, build_word_vocabulary
 
 CHECKPOINT_SECONDS = 60.0
 SAMPLES = 3  # dev photographs captioned after each epoch, of each data set
@@ -76,9 +77,11 @@ class _Trainer:
         # extracting features builds an encoder, which draws too, and a resumed run finds them in the cache.
         random.seed(config.seed)
         self.model = build_model(config, self.vocabulary)
+        if not (directory / LAST).exists():
+            self.model.load_pretrained()
         bias = self.model.output_bias_layer()
         if bias is not None:
-            bias.set_from_frequencies(self.vocabulary.frequencies, (PAD_ID, UNKNOWN_ID, START_ID))
+            bias.set_from_frequencies(self.vocabulary.frequencies, self.vocabulary.suppressed_ids)
         self.plan = BatchPlan(
             self.data.sources(config, self.vocabulary),
             batch_size=config.batch_size,
@@ -108,8 +111,13 @@ class _Trainer:
             captions = self.data.train_captions()
             if not captions:
                 raise ConfigError(f"{', '.join(d.spec for d in self.config.data)}: no training captions")
-            build_word_vocabulary(captions, min_count=wanted.min_count, max_size=wanted.max_size).save(path)
-        return WordVocabulary.load(path)
+            if wanted.sentencepiece is not None:
+                build_sentencepiece_vocabulary(wanted.sentencepiece, captions).save(path)
+            else:
+                build_word_vocabulary(
+                    captions, min_count=wanted.min_count, max_size=wanted.max_size, mask=wanted.mask
+                ).save(path)
+        return load_vocabulary(path)
 
     def _loss(self, features: Any, tokens: Any) -> tuple[Any, dict[str, Any]]:
         loss, accuracy, _ = self.model.objective(
