@@ -121,7 +121,7 @@ CONTRADICTIONS = {
     "attention without batch": (_set("graphs.decoder.outputs.4.shape", [1, 6]), "attention is float32"),
     "rank 5": (_set("state.3.shape", [None, 1, 7, 5, 1]), "1 to 4 dimensions"),
     "another resize": (_set("image.resize", "crop"), "expected 'squash'"),
-    "another vocabulary": (_set("vocabulary.kind", "sentencepiece"), "expected 'words'"),
+    "another vocabulary": (_set("vocabulary.kind", "characters"), "expected 'words'"),
 }
 
 
