@@ -15,7 +15,7 @@ import numpy as np
 from captionlite.export.convert import SIGNATURE, Calibration, convert
 from captionlite.export.errors import ExportError
 from captionlite.export.golden import drawn_photographs, golden_vectors
-from captionlite.export.graphs import DecoderGraph, EncoderGraph, decoder_inputs
+from captionlite.export.graphs import DecoderGraph, EncoderGraph, RefineGraph, decoder_inputs
 from captionlite.export.model_card import model_card
 from captionlite.export.parity import Parity, measure_parity
 from captionlite.export.recipes import GraphRecipe, Recipe
@@ -32,8 +32,8 @@ from captionlite.runtime.manifest import (
     TensorSpec,
     VocabularySpec,
 )
-from captionlite.training.run import SUPPRESSED_IDS, Run
-from captionlite.training.vocabulary import END_ID, PAD_ID, START_ID, UNKNOWN_ID
+from captionlite.training.run import Run
+from captionlite.training.vocabulary import END_ID, MASK_ID, PAD_ID, START_ID, UNKNOWN_ID
 
 CALIBRATION_PHOTOGRAPHS = 200
 PARITY_PHOTOGRAPHS = 20
@@ -88,9 +88,14 @@ def export_run(
     encoder = _convert(EncoderGraph(run.encoder, run.model, run.image_spec), recipe.encoder, calibration)
     report("converting the decoder")
     decoder = _convert(DecoderGraph(run.model), recipe.decoder, None)
-    manifest = _manifest(run, recipe, name or run.config.name, encoder, decoder, len(seen), scores or {})
-    vocabulary = json.dumps(run.vocabulary.runtime_vocabulary(), ensure_ascii=False).encode()
-    files = {"encoder.tflite": encoder.content, "decoder.tflite": decoder.content, "vocabulary.json": vocabulary}
+    graphs = {"encoder": encoder, "decoder": decoder}
+    if run.model.refines:
+        report("converting the parallel pass")
+        graphs["refine"] = _convert(RefineGraph(run.model), recipe.decoder, None)
+    vocabulary = run.vocabulary.runtime_vocabulary()
+    manifest = _manifest(run, recipe, name or run.config.name, graphs, vocabulary["kind"], len(seen), scores or {})
+    files = {f"{graph}.tflite": converted.content for graph, converted in graphs.items()}
+    files["vocabulary.json"] = json.dumps(vocabulary, ensure_ascii=False).encode()
 
     with tempfile.TemporaryDirectory(prefix="captionlite-bundle-") as scratch:
         first = Path(scratch) / "bundle"
@@ -107,7 +112,7 @@ def export_run(
     sizes = {file: len(content) for file, content in files.items()}
     files["README.md"] = model_card(manifest, sizes, parity).encode()
     write_bundle(out, manifest, files, force=force)
-    return ExportResult(out, sizes, {"encoder": encoder.ops, "decoder": decoder.ops}, parity)
+    return ExportResult(out, sizes, {graph: converted.ops for graph, converted in graphs.items()}, parity)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,13 +147,13 @@ def _manifest(
     run: Run,
     recipe: Recipe,
     name: str,
-    encoder: _Converted,
-    decoder: _Converted,
+    graphs: dict[str, _Converted],
+    vocabulary_kind: str,
     calibrated_on: int,
     scores: dict[str, Any],
 ) -> Manifest:
     expected = {spec.name: spec for spec in decoder_inputs(run.model)}
-    found = {spec.name: spec for spec in decoder.inputs}
+    found = {spec.name: spec for spec in graphs["decoder"].inputs}
     if found != expected:
         raise ExportError(
             f"decoder.tflite takes {sorted(found.values(), key=str)}, expected {sorted(expected.values(), key=str)}"
@@ -160,13 +165,21 @@ def _manifest(
         name=name,
         family=run.model.family,
         graphs={
-            "encoder": GraphSpec("encoder.tflite", recipe.name, encoder.inputs, encoder.outputs),
-            "decoder": GraphSpec("decoder.tflite", recipe.name, decoder.inputs, decoder.outputs),
+            graph: GraphSpec(f"{graph}.tflite", recipe.name, converted.inputs, converted.outputs)
+            for graph, converted in graphs.items()
         },
         state=run.model.state_specs(),
         image=ImageSpec(run.image_spec.height, run.image_spec.width),
-        vocabulary=VocabularySpec("vocabulary.json", "words", len(run.vocabulary)),
-        decoding=DecodingSpec(START_ID, END_ID, PAD_ID, UNKNOWN_ID, SUPPRESSED_IDS, run.model.max_length),
+        vocabulary=VocabularySpec("vocabulary.json", vocabulary_kind, len(run.vocabulary)),
+        decoding=DecodingSpec(
+            START_ID,
+            END_ID,
+            PAD_ID,
+            UNKNOWN_ID,
+            run.vocabulary.suppressed_ids,
+            run.model.max_length,
+            MASK_ID if run.model.refines else None,
+        ),
         golden=GoldenSpec("golden.npz", recipe.tolerance),
         provenance={
             "preset": config.name,

@@ -60,6 +60,25 @@ class DecoderGraph(tf.Module):  # type: ignore[misc]
         self.serve = serve
 
 
+class RefineGraph(tf.Module):  # type: ignore[misc]
+    """``tokens`` int32 (B, L + 1) and the constants by name -> the outputs of the family's ``refine``."""
+
+    def __init__(self, model: DecoderFamily) -> None:
+        super().__init__()
+        self._tracked = [v.value for v in model.variables]
+        signature = {"tokens": tf.TensorSpec((None, model.max_length + 1), tf.int32, name="tokens")}
+        for row in model.state_specs():
+            if row.kind == "constant":
+                signature[row.name] = tf.TensorSpec(row.shape, row.dtype, name=row.name)
+
+        @tf.function(input_signature=[signature])
+        def serve(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            state = {name: value for name, value in inputs.items() if name != "tokens"}
+            return model.refine(inputs["tokens"], state)
+
+        self.serve = serve
+
+
 def decoder_inputs(model: DecoderFamily) -> tuple[TensorSpec, ...]:
     """What the step takes, as the manifest says it."""
     rows = tuple(TensorSpec(row.name, row.dtype, row.shape) for row in model.state_specs())

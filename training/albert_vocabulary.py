@@ -36,7 +36,7 @@ class SentencePieceVocabulary(WordVocabulary):
     def runtime_vocabulary(self) -> dict[str, Any]:
         """The content of a bundle's vocabulary.json; the scores let a device split a text into pieces (Viterbi)."""
         model = json.loads(self.tokenizer.to_str())["model"]
-        scores = {piece: score for piece, score in model["vocab"]} if model["type"] == "Unigram" else {}
+        scores: dict[str, float] = dict(model["vocab"]) if model["type"] == "Unigram" else {}
         content: dict[str, Any] = {"kind": SENTENCEPIECE, "pieces": [_printable(p) for p in self.pieces], "join": ""}
         if scores:
             content["scores"] = [round(float(scores.get(piece, 0.0)), 6) for piece in self.pieces]
