@@ -49,7 +49,9 @@ class AdditiveAttention(keras.layers.Layer):  # type: ignore[misc]
     def call(self, hidden: Tensor, regions: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """hidden (B, units), regions (B, R, C), keys (B, R, attention) -> context (B, C), weights (B, R)."""
         mixed = ops.tanh(keys + ops.expand_dims(self.query(hidden), 1))  # (B, R, attention)
-        weights = ops.softmax(ops.squeeze(self.score(mixed), -1), axis=-1)
+        # Rank 2: a Dense on (B, R, attention) with B unknown converts to a dance of shapes around the product.
+        scores = self.score(ops.reshape(mixed, (-1, mixed.shape[-1])))
+        weights = ops.softmax(ops.reshape(scores, (-1, mixed.shape[1])), axis=-1)
         return ops.squeeze(ops.matmul(ops.expand_dims(weights, 1), regions), 1), weights
 
 
