@@ -324,5 +324,12 @@ ENCODERS: dict[str, EncoderSpec] = {
             "pixel / 127.5 - 1",
             lambda weights: _scaled("InceptionV3", (299, 299), weights),
         ),
+        EncoderSpec(  # as the bimodal ALBERT was published
+            "inception_v3_128x129",
+            (128, 129),
+            (2, 2, 2048),
+            "pixel / 127.5 - 1",
+            lambda weights: _scaled("InceptionV3", (128, 129), weights),
+        ),
     )
 }
