@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from captionlite.runtime.bundle import Bundle
-from captionlite.runtime.decoding import Caption, DecoderLoop, DecodingOptions, greedy
+from captionlite.runtime.decoding import Caption, DecoderLoop, DecodingOptions, forced, greedy, steps_allowed
+from captionlite.runtime.errors import OptionsError
 from captionlite.runtime.image import ImageSource, load_image
 from captionlite.runtime.interpreter import Graph, core_count
+from captionlite.runtime.masked import RefineGraph, fill, mask_predict, pseudo_log_likelihood
 
 
 class Captioner:
@@ -23,7 +25,9 @@ class Captioner:
         A decoder step is too small to share: more threads make it slower. Raises BundleError, InterpreterError.
         """
         self.bundle = bundle
-        self._encoder = Graph.from_bundle(bundle, "encoder", threads or core_count())
+        self._threads = threads or core_count()
+        self._refine: RefineGraph | None = None
+        self._encoder = Graph.from_bundle(bundle, "encoder", self._threads)
         self._decoder = DecoderLoop(Graph.from_bundle(bundle, "decoder", 1), bundle.manifest)
 
     @classmethod
@@ -53,10 +57,7 @@ class Captioner:
         loaded = perf_counter()
         encoded = self._encode(pixels)
         encoded_at = perf_counter()
-        self._decoder.begin(encoded)
-        tokens, logprobs, attention, stop_reason = greedy(
-            self._decoder, self.bundle.manifest, options or DecodingOptions()
-        )
+        tokens, logprobs, attention, stop_reason = self._decode(encoded, options or DecodingOptions())
         text = self.bundle.vocabulary.detokenize(tokens)
         ended = perf_counter()
         return Caption(
@@ -78,6 +79,79 @@ class Captioner:
         """Caption photographs one after another, as they are asked for. Raises ImageError at the first bad one."""
         for image in images:
             yield self.caption(image, options)
+
+    def fill(self, image: ImageSource, template: str) -> Caption:
+        """Replace each [MASK] in a caption by the word that fits the photograph and the rest of the caption.
+
+        `tokens` and `logprobs` are those of the masks alone, from left to right. Raises ImageError, and OptionsError
+        for a bundle that predicts a token a step, or a text with other words than its vocabulary's.
+        """
+        started = perf_counter()
+        spec = self.bundle.manifest.decoding
+        refine = self.refiner("--fill")
+        ids = self.bundle.vocabulary.tokenize(template, spec.mask_id)
+        encoded = self.encode(image)
+        encoded_at = perf_counter()
+        refine.begin(encoded)
+        filled = fill(refine, spec, ids)
+        ended = perf_counter()
+        return Caption(
+            text=self.bundle.vocabulary.detokenize(filled.tokens),
+            tokens=tuple(filled.tokens[place] for place in filled.positions),
+            logprobs=tuple(filled.logprobs),
+            logprob=sum(filled.logprobs) / len(filled.logprobs),
+            timings_ms={
+                "encode": (encoded_at - started) * 1e3,
+                "decode": (ended - encoded_at) * 1e3,
+                "total": (ended - started) * 1e3,
+            },
+            stop_reason="end",
+            attention=None,
+        )
+
+    def score(self, image: ImageSource, caption: str) -> list[tuple[str, float]]:
+        """How well a caption fits: its pieces, each with its log-probability.
+
+        A token a step: each after those before it, the end token included as "". A bundle with the graph `refine`:
+        each given all the others (pseudo-log-likelihood), which judges no length. Raises ImageError, and OptionsError
+        for words that the vocabulary does not have.
+        """
+        manifest, vocabulary = self.bundle.manifest, self.bundle.vocabulary
+        ids = vocabulary.tokenize(caption)
+        encoded = self.encode(image)
+        if manifest.decoding.mask_id is not None:
+            refine = self.refiner("score")
+            refine.begin(encoded)
+            logprobs = pseudo_log_likelihood(refine, manifest.decoding, ids)
+            return list(zip((vocabulary.pieces[i] for i in ids), logprobs, strict=True))
+        self._decoder.begin(encoded)
+        logprobs = forced(self._decoder, manifest, [*ids, manifest.decoding.end_id])
+        return list(zip([*(vocabulary.pieces[i] for i in ids), ""], logprobs, strict=True))
+
+    def refiner(self, what: str) -> RefineGraph:
+        """The graph of parallel passes, loaded at its first use. Raises OptionsError where the bundle has none."""
+        if "refine" not in self.bundle.manifest.graphs:
+            raise OptionsError(
+                f"{what} needs a bundle that predicts all words of a caption at once (family masked_lm); "
+                f"{self.bundle.manifest.name!r} is of the family {self.bundle.manifest.family}, which predicts one "
+                f"after another."
+            )
+        if self._refine is None:
+            self._refine = RefineGraph(Graph.from_bundle(self.bundle, "refine", self._threads), self.bundle.manifest)
+        return self._refine
+
+    def _decode(
+        self, encoded: dict[str, npt.NDArray[Any]], options: DecodingOptions
+    ) -> tuple[list[int], list[float], npt.NDArray[np.float32] | None, str]:
+        """Tokens, log-probabilities, attention and stop reason."""
+        manifest = self.bundle.manifest
+        if options.passes is None:
+            self._decoder.begin(encoded)
+            return greedy(self._decoder, manifest, options)
+        refine = self.refiner("--passes")
+        refine.begin(encoded)
+        found = mask_predict(refine, manifest.decoding, options.passes, steps_allowed(manifest, options))
+        return found.tokens, found.logprobs, None, "end"
 
     def _encode(self, pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
         self._encoder.inputs["image"]()[0] = pixels

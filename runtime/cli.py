@@ -22,9 +22,11 @@ class LazyCommand:
 
 COMMANDS = {
     "caption": LazyCommand("captionlite.runtime.commands.caption", "Caption photographs."),
+    "score": LazyCommand("captionlite.runtime.commands.score", "Say how well a caption fits a photograph."),
     "inspect": LazyCommand("captionlite.runtime.commands.inspect", "Show what a bundle holds."),
     "verify": LazyCommand("captionlite.runtime.commands.verify", "Check a bundle's golden vectors on this machine."),
     "env": LazyCommand("captionlite.runtime.commands.env", "Show this machine, its interpreter and versions."),
+    "presets": LazyCommand("captionlite.training.commands.presets", "List what can be trained.", "train"),
     "train": LazyCommand("captionlite.training.commands.train", "Train a captioning model.", "train"),
     "export": LazyCommand("captionlite.export.commands.export", "Turn a trained model into a bundle.", "export"),
     "evaluate": LazyCommand("captionlite.benchmarks.commands.evaluate", "Score a bundle's captions.", "bench"),

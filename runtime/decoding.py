@@ -19,13 +19,20 @@ from captionlite.runtime.manifest import Manifest
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How to decode. `max_length` is the largest number of tokens, at most (and by default) the bundle's own."""
+    """How to decode. `max_length` is the largest number of tokens, at most (and by default) the bundle's own.
+
+    `passes`: so many parallel passes over the whole caption (mask-predict) instead of a token a step, for bundles that
+    have the graph `refine`.
+    """
 
     max_length: int | None = None
+    passes: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 1:
             raise OptionsError(f"max_length is {self.max_length}, expected at least 1.")
+        if self.passes is not None and self.passes < 1:
+            raise OptionsError(f"passes is {self.passes}, expected at least 1.")
 
 
 @dataclass(frozen=True)
@@ -95,9 +102,7 @@ def greedy(
     OptionsError when the options ask for more steps than the bundle's decoder has.
     """
     spec = manifest.decoding
-    max_length = options.max_length or spec.max_length
-    if max_length > spec.max_length:
-        raise OptionsError(f"max_length is {max_length}, but this bundle's decoder takes at most {spec.max_length}.")
+    max_length = steps_allowed(manifest, options)
     choose = _chooser(manifest)
     tokens: list[int] = []
     logprobs: list[float] = []
@@ -118,6 +123,39 @@ def greedy(
             loop.advance(position)
     stop_reason = "end" if token == spec.end_id else "max_length"
     return tokens, logprobs, None if attention is None else attention[: len(tokens)], stop_reason
+
+
+def steps_allowed(manifest: Manifest, options: DecodingOptions) -> int:
+    """The largest number of tokens that options and bundle allow. Raises OptionsError when they disagree."""
+    most = manifest.decoding.max_length
+    if options.max_length is not None and options.max_length > most:
+        raise OptionsError(f"max_length is {options.max_length}, but this bundle's decoder takes at most {most}.")
+    return options.max_length or most
+
+
+def forced(loop: DecoderLoop, manifest: Manifest, tokens: list[int]) -> list[float]:
+    """Log-probabilities of given tokens, the end token included, each after those before it; the loop has begun.
+
+    Raises OptionsError for more tokens than the decoder has steps.
+    """
+    spec = manifest.decoding
+    if len(tokens) > spec.max_length:
+        most = spec.max_length - 1
+        raise OptionsError(f"the text has {len(tokens) - 1} tokens, but this bundle takes at most {most}.")
+            f"the text has {len(tokens) - 1} tokens, but this bundle takes at most {spec.max_length - 1}."
+        )
+    logprobs = []
+    fed = spec.start_id
+    for position, token in enumerate(tokens):
+        loop.step(fed, position)
+        scores = loop.logits()[0].astype(np.float64)
+        scores[list(spec.suppressed_ids)] = -np.inf
+        scores -= scores.max()
+        logprobs.append(float(scores[token] - np.log(np.exp(scores).sum())))
+        if position + 1 < len(tokens):
+            loop.advance(position)
+        fed = token
+    return logprobs
 
 
 def _chooser(manifest: Manifest) -> Callable[[npt.NDArray[np.float32]], tuple[int, float]]:

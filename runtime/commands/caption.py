@@ -19,17 +19,34 @@ STDIN = "-"
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--bundle", "bundle_name", default="default", show_default=True, help="Bundle directory, zip or name.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the encoder.  [default: all cores]")
+@click.option(
+    "--passes", type=click.IntRange(min=1), help="So many parallel passes instead of a word a step (masked_lm only)."
+)
+@click.option("--fill", "template", metavar="TEXT", help='Fill in the [MASK]s of TEXT instead, e.g. "a [MASK] runs".')
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
-def command(images: tuple[str, ...], bundle_name: str, threads: int | None, as_json: bool) -> None:
+def command(
+    images: tuple[str, ...],
+    bundle_name: str,
+    threads: int | None,
+    passes: int | None,
+    template: str | None,
+    as_json: bool,
+) -> None:
     """Caption photographs: files, folders (their images sorted by name), or - for image bytes on stdin.
 
     A photograph that cannot be read is reported by name and the rest go on; the exit code is then 1.
     """
     from captionlite.runtime.captioner import Captioner
+    from captionlite.runtime.decoding import DecodingOptions
     from captionlite.runtime.interpreter import without_chatter
 
+    if passes is not None and template is not None:
+        raise click.UsageError("--fill and --passes exclude each other: masks are filled in one after another.")
     with without_chatter():
         captioner = Captioner.from_bundle(bundle_name, threads)
+        if passes is not None or template is not None:
+            captioner.refiner("--fill" if passes is None else "--passes")
+    options = DecodingOptions(passes=passes)
     bare = len(images) == 1 and not os.path.isdir(images[0])
     failed = False
     for name in _expand(images):
@@ -38,7 +55,8 @@ def command(images: tuple[str, ...], bundle_name: str, threads: int | None, as_j
             click.echo(f"Error: {name}", err=True)
             continue
         try:
-            result = captioner.caption(sys.stdin.buffer.read() if name == STDIN else name)
+            source = sys.stdin.buffer.read() if name == STDIN else name
+            result = captioner.caption(source, options) if template is None else captioner.fill(source, template)
         except ImageError as error:
             failed = True
             if as_json:
