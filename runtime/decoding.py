@@ -142,8 +142,6 @@ def forced(loop: DecoderLoop, manifest: Manifest, tokens: list[int]) -> list[flo
     if len(tokens) > spec.max_length:
         most = spec.max_length - 1
         raise OptionsError(f"the text has {len(tokens) - 1} tokens, but this bundle takes at most {most}.")
-            f"the text has {len(tokens) - 1} tokens, but this bundle takes at most {spec.max_length - 1}."
-        )
     logprobs = []
     fed = spec.start_id
     for position, token in enumerate(tokens):
