@@ -80,6 +80,8 @@ class RunConfig:
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     jit_compile: bool = False  # XLA on the TensorFlow backend; slower than plain kernels on a CPU
     seed: int = 0
+    # What a published system reported about itself, for `captionlite presets`: its vocabulary_size, source, figures.
+    published: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -125,10 +127,21 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
+OUR_FIGURES = "ours.json"  # beside the presets: by preset, the best figures measured with captionlite
+
+
 def preset_names() -> list[str]:
     """The presets inside the package."""
     folder = importlib.resources.files("captionlite.training.presets")
-    return sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
+    names = (entry.name for entry in folder.iterdir())
+    return sorted(name.removesuffix(".json") for name in names if name.endswith(".json") and name != OUR_FIGURES)
+
+
+def our_figures() -> dict[str, dict[str, Any]]:
+    """By preset, the best figures that captionlite itself has reached with it, each with the data it was reached on."""
+    folder = importlib.resources.files("captionlite.training.presets")
+    figures: dict[str, dict[str, Any]] = json.loads((folder / OUR_FIGURES).read_text())
+    return figures
 
 
 def load_config(name_or_path: str, settings: tuple[str, ...] = ()) -> RunConfig:
