@@ -165,6 +165,15 @@ class MaskedHead(keras.layers.Layer):  # type: ignore[misc]
         """The sublayers build themselves at their first call."""
         self.built = True
 
+    def set_from_frequencies(self, frequencies: np.ndarray, banned_ids: tuple[int, ...]) -> None:
+        """Starts the bias at the log share of each token id (V,), so that training begins at the unigram distribution.
+
+        What was never seen, or is banned, starts at the log of 1e-6; unlike ``TokenBias`` this one is trained.
+        """
+        counts = np.asarray(frequencies, np.float64).copy()
+        counts[list(banned_ids)] = 0.0
+        self.bias.assign(np.log(np.maximum(counts / counts.sum(), 1e-6)).astype("float32"))
+
     def call(self, text: Tensor, image: Tensor, embeddings: Tensor) -> Tensor:
         """text (..., units), image (..., width) from ``image_dense``, embeddings (V, width) -> logits (..., V)."""
         x = self.norm(ops.gelu(self.text_dense(text) + image, approximate=True))
@@ -216,6 +225,10 @@ class MaskedLM(DecoderFamily):
         if self.length_head is not None:  # before the rest: Keras warns of what the call leaves unbuilt
             self.length_head.build((None, self.config.embedding))
         super().build_weights()
+
+    def output_bias_layer(self) -> MaskedHead | None:
+        """The head, whose bias starts from token frequencies; none for ALBERT, published with zeros."""
+        return None if self.is_albert else self.head
 
     def embeddings(self) -> Tensor:
         return self.text.token_embedding.embeddings if self.is_albert else self.text.embeddings
