@@ -59,6 +59,7 @@ def export_run(
     photographs: Sequence[Path] = (),
     golden: Sequence[Path] = (),
     scores: dict[str, Any] | None = None,
+    licences: dict[str, str] | None = None,
     force: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> ExportResult:
@@ -66,7 +67,7 @@ def export_run(
 
     ``photographs``: training photographs, for calibration and for parity against Keras. ``golden``: photographs that
     go into the bundle with their golden vectors (drawn pictures when none is given: mind the rights of what you give
-    away). ``scores``: caption scores for the manifest and the model card.
+    away). ``scores``: caption scores by title, ``licences``: licences by data set, for the manifest and the model card.
 
     Raises ExportError when the converter refuses or a float32 file strays from Keras, BundleError when ``out`` exists.
     """
@@ -94,6 +95,7 @@ def export_run(
         graphs["refine"] = _convert(RefineGraph(run.model), recipe.decoder, None)
     vocabulary = run.vocabulary.runtime_vocabulary()
     manifest = _manifest(run, recipe, name or run.config.name, graphs, vocabulary["kind"], len(seen), scores or {})
+    _state_licences(manifest, licences or {})
     files = {f"{graph}.tflite": converted.content for graph, converted in graphs.items()}
     files["vocabulary.json"] = json.dumps(vocabulary, ensure_ascii=False).encode()
 
@@ -195,6 +197,17 @@ def _manifest(
         },
         scores=scores,
     )
+
+
+def _state_licences(manifest: Manifest, licences: dict[str, str]) -> None:
+    datasets = manifest.provenance["training"].get("datasets", [])
+    for name, licence in licences.items():
+        named = [data for data in datasets if data["name"] == name]
+        if not named:
+            there = ", ".join(data["name"] for data in datasets) or "none"
+            raise ExportError(f"licence of {name}: the run has no data set of that name; it has {there}")
+        for data in named:
+            data["licence"] = licence
 
 
 def _require_parity(recipe: Recipe, parity: Parity) -> None:

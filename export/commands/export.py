@@ -34,6 +34,7 @@ PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".webp")
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="JSON of scores by title, for the card.",
 )
+@click.option("--licence", "licences", multiple=True, metavar="NAME=TEXT", help="What the card says of a data set.")
 @click.option("--force", is_flag=True, help="Replace --out if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def command(
@@ -44,6 +45,7 @@ def command(
     calibration: Path | None,
     golden: tuple[Path, ...],
     scores: Path | None,
+    licences: tuple[str, ...],
     force: bool,
     as_json: bool,
 ) -> None:
@@ -67,6 +69,7 @@ def command(
         photographs=photographs,
         golden=golden,
         scores=json.loads(scores.read_text()) if scores else None,
+        licences=dict(_name_and_text(licence) for licence in licences),
         force=force,
         report=lambda line: click.echo(line, err=True),
     )
@@ -81,3 +84,10 @@ def command(
     click.echo(
         f"{result.parity.equal_captions} of {result.parity.photographs} captions equal Keras's; wrote {result.bundle}"
     )
+
+
+def _name_and_text(licence: str) -> tuple[str, str]:
+    name, equals, text = licence.partition("=")
+    if not (name and equals and text):
+        raise click.BadParameter(f"{licence!r}: expected NAME=TEXT", param_hint="--licence")
+    return name, text

@@ -147,15 +147,17 @@ def test_kill_9_at_five_random_moments(finished: Path, drawings: Path, cache: Pa
 
 
 # A checkpoint after every step, so that a kill meets files being written as often as possible.
-_KILLABLE = """
+_KILLABLE = f"""
 import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+import drawings as _  # adds the tiny encoder
 from pathlib import Path
 from captionlite.training import trainer
 from captionlite.training.config import DataConfig, load_config
 import dataclasses
 trainer.CHECKPOINT_SECONDS = 0.0
 preset, drawings, out, cache = sys.argv[1:]
-config = dataclasses.replace(load_config(preset), data=(DataConfig(f"jsonl:{drawings}"),))
+config = dataclasses.replace(load_config(preset), data=(DataConfig("jsonl:" + drawings),))
 print("begin", flush=True)
 trainer.train(config, Path(out), Path(cache), resume=True)
 """

@@ -1,0 +1,187 @@
+"""A run becomes a bundle: exact against Keras, complete, checked, and never half-written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from drawings import TINY_PRESET, write_drawings
+
+from captionlite.export.convert import check_ops, op_names
+from captionlite.export.errors import ExportError
+from captionlite.export.exporter import export_run, signature_specs
+from captionlite.export.recipes import RECIPES, recipe
+from captionlite.runtime.bundle import Bundle
+from captionlite.runtime.captioner import Captioner
+from captionlite.runtime.cli import main
+from captionlite.runtime.errors import BundleError
+from captionlite.runtime.verify import verify
+from captionlite.training.checkpoints import load_variables, save_variables
+from captionlite.training.config import DataConfig, RunConfig, from_json
+from captionlite.training.errors import RunError
+from captionlite.training.run import Run, load_run
+from captionlite.training.trainer import train
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    captions = write_drawings(tmp_path_factory.mktemp("drawings"))
+    return sorted((captions.parent / "images").iterdir())
+
+
+@pytest.fixture(scope="module")
+def run(photographs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    config: RunConfig = from_json(RunConfig, {**TINY_PRESET, "epochs": 1, "flip": False}, "tiny")
+    data = (DataConfig(f"jsonl:{photographs[0].parent.parent / 'captions.jsonl'}"),)
+    out = tmp_path_factory.mktemp("run") / "run"
+    train(RunConfig(**{**vars(config), "data": data}), out, tmp_path_factory.mktemp("cache"))
+    return load_run(out)
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def bundle(
+    request: pytest.FixtureRequest, run: Run, photographs: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("bundles") / str(request.param)
+    export_run(run, recipe(request.param), out, photographs=photographs, scores={"test": SCORES})
+    return out
+
+
+SCORES = {"n": 3, "bleu_1": 0.5, "bleu_4": 0.25, "rouge_l": 0.4, "cider": 0.75}
+
+
+def test_a_bundle_opens_verifies_and_captions(bundle: Path, photographs: list[Path]) -> None:
+    captioner = Captioner.from_bundle(bundle)
+    assert verify(captioner.bundle).passed
+    caption = captioner.caption(photographs[0])
+    assert caption.attention is not None
+    np.testing.assert_allclose(caption.attention.sum(axis=1), 1.0, atol=1e-5)
+
+
+def test_float32_captions_equal_keras_and_logits_are_within_1e_4(
+    run: Run, photographs: list[Path], tmp_path: Path
+) -> None:
+    result = export_run(run, recipe("float32"), tmp_path / "bundle", photographs=photographs)
+    assert result.parity.photographs == result.parity.equal_captions == 20
+    assert {t.name for t in result.parity.tensors} == {
+        "encoder/cross_key_0",
+        "encoder/cross_value_0",
+        "decoder/logits",
+    }
+    assert all(t.max_abs < 1e-4 and t.relative_rms < 1e-5 for t in result.parity.tensors)
+
+
+def test_recipes_do_what_they_say(run: Run, photographs: list[Path], tmp_path: Path) -> None:
+    sizes = {}
+    for name in RECIPES:
+        result = export_run(run, recipe(name), tmp_path / name, photographs=photographs)
+        sizes[name] = result.sizes_bytes["encoder.tflite"]
+        assert ("QUANTIZE" in result.ops["encoder"]) == (name == "int8")
+    assert sizes["float16"] < 0.55 * sizes["float32"]
+    assert sizes["int8"] < 0.35 * sizes["float32"]
+
+
+def test_the_manifest_says_where_it_comes_from(bundle: Path) -> None:
+    manifest = Bundle.open(bundle).manifest
+    assert manifest.provenance["preset"] == "tiny"
+    assert manifest.provenance["training"]["datasets"][0]["train"] == 18
+    assert manifest.provenance["calibration"]["photographs"] == 24
+    assert manifest.scores == {"test": SCORES}
+    card = (bundle / "README.md").read_text()
+    assert "| test | 3 | 0.500 | 0.250 | 0.400 | 0.750 |" in card
+    assert "18 photographs trained on, 6 to choose the best epoch" in card
+
+
+def test_an_existing_bundle_stays_unless_forced(run: Run, photographs: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    export_run(run, recipe("float32"), out)
+    before = (out / "manifest.json").read_bytes()
+    with pytest.raises(ExportError, match="exists already; give --force"):
+        export_run(run, recipe("float32"), out, name="other")
+    assert (out / "manifest.json").read_bytes() == before
+    export_run(run, recipe("float32"), out, name="other", force=True)
+    assert Bundle.open(out).manifest.name == "other"
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_int8_without_photographs_is_refused_before_anything_is_written(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="recipe int8 needs calibration photographs"):
+        export_run(run, recipe("int8"), tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_weight_does_not_pass_as_float32(run: Run, photographs: list[Path], tmp_path: Path) -> None:
+    """The parity check looks at numbers: a step that strays from the full model is refused."""
+    broken = load_run(run.directory)
+    original = broken.model.step
+
+    def strayed(*args: object) -> object:
+        logits, updates, attention = original(*args)
+        return logits * 1.001, updates, attention
+
+    broken.model.step = strayed
+    generator = load_run(run.directory).generator
+    broken._generator = generator  # Keras's own captions come from the true step
+    with pytest.raises(ExportError, match=r"float32 logits differ from Keras by up to"):
+        export_run(broken, recipe("float32"), tmp_path / "bundle", photographs=photographs)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_ops_are_read_from_the_written_file(bundle: Path) -> None:
+    content = (bundle / "decoder.tflite").read_bytes()
+    assert {"FULLY_CONNECTED", "SOFTMAX", "GATHER"} <= set(op_names(content))
+    assert check_ops(content) == op_names(content)
+    inputs, outputs = signature_specs(content)
+    assert {"token", "position", "cross_key_0", "self_key_0"} <= {spec.name for spec in inputs}
+    assert {"logits", "attention", "self_key_0", "self_value_0"} == {spec.name for spec in outputs}
+
+
+def test_tensorflow_only_ops_are_refused() -> None:
+    import tensorflow as tf
+
+    from captionlite.export.convert import convert
+    from captionlite.export.recipes import GraphRecipe
+
+    class Module(tf.Module):  # type: ignore[misc]
+        @tf.function(input_signature=[tf.TensorSpec((1, 4), tf.float32, name="x")])  # type: ignore[untyped-decorator]
+        def serve(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"y": tf.raw_ops.Betainc(a=x, b=x, x=x)}
+
+    with pytest.raises(ExportError, match="the TFLite converter refused the graph"):
+        convert(Module(), GraphRecipe())
+
+
+def test_the_command_prints_parity_and_writes_the_bundle(run: Run, photographs: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    arguments = ["export", str(run.directory), "--out", str(out), "--calibration", str(photographs[0].parent), "--json"]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    printed = json.loads(done.stdout)
+    assert printed["bundle"] == str(out)
+    assert printed["parity"]["photographs"] == 20
+    assert Bundle.open(out).manifest.graphs["encoder"].recipe == "int8"
+
+
+def test_weights_that_are_missing_or_damaged(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"config\.json: no such file; .* is not a run directory"):
+        load_run(tmp_path)
+    path = tmp_path / "weights.safetensors"
+    save_variables(path, {"model": run.model.weights[1:]}, {})
+    with pytest.raises(Exception, match="has no tensor model/0000/"):
+        load_variables(path, {"model": run.model.weights})
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(RunError, match="damaged"):
+        load_variables(path, {"model": run.model.weights})
+
+
+def test_a_bundle_that_was_tampered_with_does_not_open(bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in bundle.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    content = bytearray((copy / "decoder.tflite").read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / "decoder.tflite").write_bytes(bytes(content))
+    with pytest.raises(BundleError, match=r"decoder\.tflite"):
+        Bundle.open(copy)
