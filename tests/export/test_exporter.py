@@ -14,7 +14,7 @@ from captionlite.export.exporter import export_run, signature_specs
 from captionlite.export.recipes import RECIPES, recipe
 from captionlite.runtime.bundle import Bundle
 from captionlite.runtime.captioner import Captioner
-from captionlite.runtime.cli import main
+from captionlite.runtime.cli import cli
 from captionlite.runtime.errors import BundleError
 from captionlite.runtime.verify import verify
 from captionlite.training.checkpoints import load_variables, save_variables
@@ -44,7 +44,10 @@ def bundle(
     request: pytest.FixtureRequest, run: Run, photographs: list[Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     out = tmp_path_factory.mktemp("bundles") / str(request.param)
-    export_run(run, recipe(request.param), out, photographs=photographs, scores={"test": SCORES})
+    name = run.best["datasets"][0]["name"]
+    export_run(
+        run, recipe(request.param), out, photographs=photographs, scores={"test": SCORES}, licences={name: "drawn here"}
+    )
     return out
 
 
@@ -78,8 +81,9 @@ def test_recipes_do_what_they_say(run: Run, photographs: list[Path], tmp_path: P
         result = export_run(run, recipe(name), tmp_path / name, photographs=photographs)
         sizes[name] = result.sizes_bytes["encoder.tflite"]
         assert ("QUANTIZE" in result.ops["encoder"]) == (name == "int8")
-    assert sizes["float16"] < 0.55 * sizes["float32"]
-    assert sizes["int8"] < 0.35 * sizes["float32"]
+    # Of a network this small the weights, 22 kB in float32, are not all of the file.
+    assert sizes["float32"] - sizes["float16"] > 8_000
+    assert sizes["float16"] - sizes["int8"] > 2_000
 
 
 def test_the_manifest_says_where_it_comes_from(bundle: Path) -> None:
@@ -90,7 +94,7 @@ def test_the_manifest_says_where_it_comes_from(bundle: Path) -> None:
     assert manifest.scores == {"test": SCORES}
     card = (bundle / "README.md").read_text()
     assert "| test | 3 | 0.500 | 0.250 | 0.400 | 0.750 |" in card
-    assert "18 photographs trained on, 6 to choose the best epoch" in card
+    assert "18 photographs trained on, 6 to choose the best epoch. drawn here" in card
 
 
 def test_an_existing_bundle_stays_unless_forced(run: Run, photographs: list[Path], tmp_path: Path) -> None:
@@ -109,6 +113,11 @@ def test_int8_without_photographs_is_refused_before_anything_is_written(run: Run
     with pytest.raises(ExportError, match="recipe int8 needs calibration photographs"):
         export_run(run, recipe("int8"), tmp_path / "bundle")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_licence_of_a_data_set_that_is_not_there_is_refused(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="licence of flickr: the run has no data set of that name; it has drawings"):
+        export_run(run, recipe("float32"), tmp_path / "bundle", licences={"flickr": "x"})
 
 
 def test_a_wrong_weight_does_not_pass_as_float32(run: Run, photographs: list[Path], tmp_path: Path) -> None:
@@ -155,7 +164,7 @@ def test_tensorflow_only_ops_are_refused() -> None:
 def test_the_command_prints_parity_and_writes_the_bundle(run: Run, photographs: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     arguments = ["export", str(run.directory), "--out", str(out), "--calibration", str(photographs[0].parent), "--json"]
-    done = CliRunner().invoke(main, arguments)
+    done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 0, done.output
     printed = json.loads(done.stdout)
     assert printed["bundle"] == str(out)
