@@ -256,6 +256,7 @@ class MaskedLM(DecoderFamily):
         self, tokens: Tensor, shown: Tensor, cross: list[tuple[Tensor, Tensor]], training: bool = False
     ) -> Tensor:
         """tokens int32 (B, T), shown (B or 1, T) of 0 and 1: what every position sees -> (B, T, units)."""
+        tokens = ops.convert_to_tensor(tokens, dtype="int32")
         if self.is_albert:
             padding = ops.cast(shown, "int32") * ops.ones_like(tokens)
             inputs = {"token_ids": tokens, "segment_ids": ops.zeros_like(tokens), "padding_mask": padding}
