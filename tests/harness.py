@@ -37,6 +37,31 @@ LSTM: dict[str, Any] = {
 }
 GRU: dict[str, Any] = {"name": "gru_attention", "units": 14, "embedding": 10, "attention": 12, "max_length": 9}
 
+MASKED_LM: dict[str, Any] = {
+    "name": "masked_lm",
+    "text": "transformer",
+    "layers": 2,
+    "units": 16,
+    "heads": 2,
+    "feed_forward": 24,
+    "embedding": 12,
+    "max_length": 9,
+    "memory_layers": 1,
+    "image_grid": 2,
+    "length_head": True,
+}
+ALBERT: dict[str, Any] = {
+    "name": "masked_lm",
+    "text": "albert",
+    "layers": 2,
+    "units": 16,
+    "heads": 2,
+    "feed_forward": 24,
+    "embedding": 12,
+    "positions": 20,
+    "max_length": 9,
+}
+
 # A new family is a row here.
 CONFIGS: dict[str, dict[str, Any]] = {
     "transformer": TRANSFORMER,
@@ -47,6 +72,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "lstm_token_bias": {**LSTM, "token_bias": True},
     "gru_attention": GRU,
     "gru_attention_as_coded": {**GRU, "carry_hidden": False, "token_bias": True},
+    "masked_lm": {**MASKED_LM, "prefix_attention": "causal"},
+    "masked_lm_bidirectional": MASKED_LM,
+    "masked_lm_late_fusion": {
+        **MASKED_LM,
+        "memory_layers": 0,
+        "embedding": 16,
+        "image_grid": None,
+        "length_head": False,
+    },
+    "masked_lm_albert": ALBERT,
 }
 
 

@@ -142,7 +142,10 @@ def test_words_are_those_of_training() -> None:
 
     @given(
         st.text(
-            alphabet=st.one_of(st.characters(codec="utf-8"), st.sampled_from(" '-.,!s\u2019\u2011\u0301Aé")),
+            alphabet=st.one_of(
+                st.characters(max_codepoint=0xFFFF, exclude_categories=("Cs", "Cn")),
+                st.sampled_from(" '-.,!s\u2019\u2011\u0301Aé"),
+            ),
             max_size=20,
         )
     )

@@ -1,6 +1,5 @@
 """The masked language model: its parameters, its masks, its prefixes, and both of its text encoders."""
 
-from pathlib import Path
 from typing import Any
 
 import harness
@@ -14,43 +13,13 @@ from captionlite.training.families import build_family
 from captionlite.training.families.masked_lm import MaskedLM, averaging
 from captionlite.training.vocabulary import END_ID, MASK_ID, PAD_ID, START_ID, UNKNOWN_ID
 
-SMALL: dict[str, Any] = {
-    "name": "masked_lm",
-    "text": "transformer",
-    "layers": 2,
-    "units": 16,
-    "heads": 2,
-    "feed_forward": 24,
-    "embedding": 12,
-    "max_length": 9,
-    "memory_layers": 1,
-    "image_grid": 2,
-    "length_head": True,
-}
-ALBERT: dict[str, Any] = {
-    "name": "masked_lm",
-    "text": "albert",
-    "layers": 2,
-    "units": 16,
-    "heads": 2,
-    "feed_forward": 24,
-    "embedding": 12,
-    "positions": 20,
-    "max_length": 9,
-}
-CONFIGS: dict[str, dict[str, Any]] = {
-    "small_causal": {**SMALL, "prefix_attention": "causal"},
-    "small_bidirectional": SMALL,
-    "small_late_fusion": {**SMALL, "memory_layers": 0, "embedding": 16, "image_grid": None, "length_head": False},
-    "albert": ALBERT,
-}
+SMALL, ALBERT = harness.MASKED_LM, harness.ALBERT
+CONFIGS = [name for name in harness.CONFIGS if name.startswith("masked_lm")]
 
 
 @pytest.fixture(params=CONFIGS)
 def config(request: pytest.FixtureRequest) -> dict[str, Any]:
-    if CONFIGS[request.param]["text"] == "albert":
-        pytest.importorskip("keras_hub")
-    return CONFIGS[request.param]
+    return harness.CONFIGS[request.param]
 
 
 def build(config: dict[str, Any]) -> MaskedLM:
@@ -63,21 +32,11 @@ def numpy(tensor: Any) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(tensor))
 
 
-def test_goes_through_the_shared_harness(config: dict[str, Any], tmp_path: Path) -> None:
-    model = build(config)
-    harness.assert_full_call_equals_steps(model)
-    harness.assert_no_peeking(model)
-    harness.assert_photograph_matters(model)
-    harness.assert_saves_and_loads(model, config, tmp_path / "weights.safetensors")
-    harness.assert_state_table(model)
-
-
 def test_bimodal_albert_has_the_published_parameters() -> None:
     """ALBERT-base-v2: embeddings (30000 + 512 + 2) * 128 + 256 = 3,906,048; 128 -> 768: 99,072; one shared layer of
     attention 4 * (768 * 768 + 768), feed-forward 768 * 3072 * 2 + 3840 and two norms: 7,087,872; pooler 590,592.
     The head: (768 + 8192) * 128 + 128, a norm of 256, and two biases of 30,000.
     """
-    pytest.importorskip("keras_hub")
     preset = load_config("bimodal_albert")
     family = {**preset.family, "albert_weights": None}
     model = build_family(family, (2, 2, 2048), 30000)
@@ -102,7 +61,6 @@ def test_bimodal_albert_has_the_published_parameters() -> None:
 
 
 def test_unfrozen_albert_trains_all_but_the_pooler_that_nothing_reads() -> None:
-    pytest.importorskip("keras_hub")
     model = build({**ALBERT, "frozen": False})
     untrained = {v.path for v in model.variables} - {v.path for v in model.trainable_variables}
     assert {path.split("/", 1)[0] for path in untrained if "seed_generator" not in path} == {"pooled_dense"}
