@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from captionlite.training.errors import WeightsError
+from captionlite.training.errors import ConfigError, WeightsError
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 HEADS = ("predictions.", "sop_classifier.", "classifier.")  # what stands on ALBERT in the file and is not used here
@@ -58,7 +58,10 @@ def build_albert(sizes: AlbertSizes, dropout: float = 0.0) -> Any:
     {"token_ids", "segment_ids", "padding_mask"}, each int32 (B, T) -> {"sequence_output" (B, T, hidden),
     "pooled_output"}. keras_hub is imported here and not above: no other family needs it.
     """
-    from keras_hub.models import AlbertBackbone
+    try:
+        from keras_hub.models import AlbertBackbone
+    except ImportError as error:
+        raise ConfigError(f"ALBERT needs keras-hub ({error}): `pip install 'captionlite[albert]'`") from error
 
     return AlbertBackbone(
         vocabulary_size=sizes.vocabulary,

@@ -53,8 +53,12 @@ def build_sentencepiece_vocabulary(source: str, captions: Iterable[str]) -> Sent
 
     Raises VocabularyError when it cannot be loaded, or when its special tokens are not ALBERT's five with ids 0 to 4.
     """
-    from transformers import AutoTokenizer
-
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise VocabularyError(
+            f"{source}: reading it needs transformers ({error}); install it with `pip install 'captionlite[albert]'`"
+        ) from error
     try:
         loaded = AutoTokenizer.from_pretrained(source)
     except Exception as error:  # network, missing files, unknown ids: each an exception class of its own

@@ -2,14 +2,16 @@
 
 import json
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import harness
 import keras
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from captionlite.training.albert import AlbertSizes, build_albert, load_albert, tensor_table
@@ -18,7 +20,7 @@ from captionlite.training.albert_vocabulary import (
     build_sentencepiece_vocabulary,
     load_vocabulary,
 )
-from captionlite.training.errors import VocabularyError, WeightsError
+from captionlite.training.errors import ConfigError, VocabularyError, WeightsError
 from captionlite.training.families import build_family
 from captionlite.training.families.masked_lm import MaskedLM
 
@@ -307,6 +309,14 @@ def test_an_id_is_downloaded_to_where_it_is_read(tmp_path: Path, monkeypatch: py
     assert asked == [("albert/albert-base-v2", ["config.json", "model.safetensors"])]
 
 
+def test_without_keras_hub_the_extra_is_named_and_other_families_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "keras_hub", None)
+    monkeypatch.setitem(sys.modules, "keras_hub.models", None)
+    with pytest.raises(ConfigError, match=r"keras-hub .*captionlite\[albert\]"):
+        build_albert(SIZES)
+    harness.build(harness.MASKED_LM)
+
+
 # The vocabulary
 
 CAPTIONS = [
@@ -393,10 +403,7 @@ def test_a_tokenizer_that_is_nowhere_says_so(tmp_path: Path) -> None:
         build_sentencepiece_vocabulary(str(tmp_path), CAPTIONS)
 
 
-def test_safetensors_reader_agrees_with_the_library(tmp_path: Path) -> None:
-    from captionlite.training.albert import read_tensors
-
-    source = write(tmp_path / "hf", checkpoint_tensors())
-    path = Path(source) / "model.safetensors"
-    ours, theirs = read_tensors(path), load_file(path)
-    assert ours.keys() == theirs.keys()
+def test_without_transformers_the_extra_is_named(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(VocabularyError, match=r"needs transformers .*captionlite\[albert\]"):
+        build_sentencepiece_vocabulary(source, CAPTIONS)
