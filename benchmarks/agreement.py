@@ -8,16 +8,17 @@ Keras captions each photograph from its pixels, greedily, with its own step; eve
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from captionlite.runtime.image import ImageSource
 from captionlite.training.progress import progress
 
 
-def keras_captions(run: Any, photographs: list[Path]) -> Iterator[list[int]]:
+def keras_captions(run: Any, photographs: Sequence[ImageSource]) -> Iterator[list[int]]:
     """Greedy token ids of each photograph, without start and end, one photograph at a time."""
     import keras
     import numpy as np

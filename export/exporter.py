@@ -21,7 +21,7 @@ from captionlite.export.parity import Parity, measure_parity
 from captionlite.export.recipes import GraphRecipe, Recipe
 from captionlite.runtime.bundle import Bundle, write_bundle
 from captionlite.runtime.captioner import Captioner
-from captionlite.runtime.image import load_image
+from captionlite.runtime.image import ImageSource, load_image
 from captionlite.runtime.manifest import (
     FORMAT,
     DecodingSpec,
@@ -56,7 +56,7 @@ def export_run(
     out: Path,
     *,
     name: str | None = None,
-    photographs: Sequence[Path] = (),
+    photographs: Sequence[ImageSource] = (),
     golden: Sequence[Path] = (),
     scores: dict[str, Any] | None = None,
     licences: dict[str, str] | None = None,

@@ -8,7 +8,7 @@ import os
 import warnings
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,15 @@ from PIL import Image, UnidentifiedImageError
 from captionlite.runtime.errors import ImageError
 from captionlite.runtime.manifest import ImageSpec
 
-ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any]"
+
+class HasBytes(Protocol):
+    """A file that is not on disk, such as a `zipfile.Path`: a photograph inside an archive."""
+
+    def read_bytes(self) -> bytes:
+        """The whole file."""
+
+
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | HasBytes | Image.Image | npt.NDArray[Any]"
 
 MAX_PIXELS = 120_000_000
 """Largest photograph taken, in pixels (a 108-megapixel phone passes): beyond it a small file could fill the memory."""
@@ -42,8 +50,9 @@ _WHITE = (255, 255, 255, 255)
 def load_image(source: ImageSource, spec: ImageSpec) -> npt.NDArray[np.uint8]:
     """The photograph as uint8 (height, width, 3), red-green-blue, the whole frame squashed to the spec's size.
 
-    `source` is a path, the bytes of an image file, a Pillow image, or a uint8 array (rows, columns), (rows, columns, 3)
-    or (rows, columns, 4). The resize is Pillow's antialiased BILINEAR. Of an animation the first frame is taken.
+    `source` is a path, the bytes of an image file or something whose `read_bytes()` gives them, a Pillow image, or a
+    uint8 array (rows, columns), (rows, columns, 3) or (rows, columns, 4). The resize is Pillow's antialiased BILINEAR.
+    Of an animation the first frame is taken.
 
     Raises ImageError for anything that is missing, empty, truncated, no image, or larger than MAX_PIXELS.
     """
@@ -110,10 +119,12 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _open(source: "str | os.PathLike[str] | bytes | npt.NDArray[Any]", name: str) -> Image.Image:
+def _open(source: "str | os.PathLike[str] | bytes | HasBytes | npt.NDArray[Any]", name: str) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     file: Path | BytesIO
+    if not isinstance(source, (str, bytes, os.PathLike)):
+        source = source.read_bytes()
     if isinstance(source, bytes):
         if not source:
             raise ImageError(f"{name}: empty, expected the bytes of an image file.")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from captionlite.runtime.errors import ImageError
 from captionlite.runtime.image import load_image
 from captionlite.runtime.manifest import ImageSpec
+from captionlite.training.datasets.photos import Photo
 from captionlite.training.encoders import build_encoder
 from captionlite.training.errors import FeatureError
 from captionlite.training.files import write_text_atomically
@@ -57,7 +58,7 @@ class Extraction:
         self,
         encoder: str,
         weights: str | Path | None,
-        photos: Sequence[Path],
+        photos: Sequence[Photo],
         image: ImageSpec,
         flipped: bool,
         advance: Callable[[int], None],
@@ -167,7 +168,7 @@ def _parse_journal_line(line: str) -> tuple[int, str, dict[int, str]] | None:
 
 
 def _decoded(
-    groups: Sequence[Sequence[Path]], image: ImageSpec, flipped: bool
+    groups: Sequence[Sequence[Photo]], image: ImageSpec, flipped: bool
 ) -> Iterator[tuple[NDArray[np.uint8], dict[int, str]]]:
     """Each group's pixels, uint8 (BATCH, H, W, 3), and by place in the group why a photograph could not be read.
 

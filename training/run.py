@@ -21,6 +21,7 @@ from captionlite.training.albert_vocabulary import load_vocabulary
 from captionlite.training.checkpoints import load_variables
 from captionlite.training.config import RunConfig, from_json
 from captionlite.training.datasets import load_dataset
+from captionlite.training.datasets.photos import Photo
 from captionlite.training.encoders import ENCODERS, build_encoder
 from captionlite.training.errors import RunError
 from captionlite.training.families import build_family
@@ -69,7 +70,7 @@ class Run:
             )
         return self._generator
 
-    def training_photographs(self, count: int = 200) -> list[Path]:
+    def training_photographs(self, count: int = 200) -> list[Photo]:
         """A seeded sample of the training photographs, if the data still stands where the run found it."""
         datasets = [load_dataset(data.spec) for data in self.config.data]
         paths = [example.image for dataset in datasets for example in dataset.splits.get("train", ())]

@@ -6,8 +6,12 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from captionlite.training.datasets.photos import Photo
 
 RECIPE_NAMES = ("float32", "float16", "int8")
 PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".webp")
@@ -58,7 +62,7 @@ def command(
 
     loaded = load_run(run)
     if calibration is not None:
-        photographs = sorted(path for path in calibration.iterdir() if path.suffix.lower() in PHOTOGRAPHS)
+        photographs: list[Photo] = sorted(path for path in calibration.iterdir() if path.suffix.lower() in PHOTOGRAPHS)
     else:
         photographs = loaded.training_photographs()
     result = export_run(

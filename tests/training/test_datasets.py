@@ -264,7 +264,7 @@ def test_unknown_layouts_and_kinds(tmp_path: Path) -> None:
         load_dataset(tmp_path / "nothing")
     with pytest.raises(DatasetError, match=r"not a known data set layout.*Flicker8k_Dataset"):
         load_dataset(tmp_path)
-    with pytest.raises(DatasetError, match="'coco' is not a kind of data set; the kinds are: flickr8k, jsonl"):
+    with pytest.raises(DatasetError, match="'coco' is not a kind of data set; the kinds are: flickr8k, coco2014, "):
         load_dataset(f"coco:{tmp_path}")
     with pytest.raises(DatasetError, match=r"expected a \.jsonl file"):
         load_dataset(f"jsonl:{tmp_path}")

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from captionlite.training.datasets.photos import Photo
 from captionlite.training.errors import DatasetError
 
 _NAMES_SHOWN = 5
@@ -13,7 +14,7 @@ _NAMES_SHOWN = 5
 class Example:
     """One photograph and what people wrote about it. `id` is unique in its data set, as a rule the file's name."""
 
-    image: Path
+    image: Photo
     captions: tuple[str, ...]
     id: str
 

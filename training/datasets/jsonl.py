@@ -2,23 +2,13 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from captionlite.training.datasets.base import Dataset, DatasetReport, Example, read_text
+from captionlite.training.datasets.base import Dataset, read_text
+from captionlite.training.datasets.rows import Row, join_rows
 from captionlite.training.errors import DatasetError
 
-LICENCE = "as stated by whoever supplied the data"
-DEV_EVERY = 10  # without "split" fields, lines 10, 20, 30, ... are dev
 CAPTIONS_FILE = "captions.jsonl"
-
-
-@dataclass(frozen=True)
-class _Row:
-    line: int
-    image: str
-    captions: tuple[str, ...]
-    split: str | None
 
 
 def detect(path: Path) -> bool:
@@ -44,39 +34,7 @@ def load(path: Path) -> Dataset:
     rows = list(_rows(file))
     if not rows:
         raise DatasetError(f'{file}: holds no lines; expected {{"image": "a.jpg", "captions": ["..."]}} a line.')
-    _refuse_partly_split(file, rows)
-    captions: dict[str, list[str]] = {}
-    splits_by_image: dict[str, str] = {}
-    for row in rows:
-        split = row.split or ("dev" if row.line % DEV_EVERY == 0 else "train")
-        first = splits_by_image.setdefault(row.image, split)
-        if row.split is not None and first != split:
-            raise DatasetError(
-                f"{file}, line {row.line}, field 'split': {row.image} is {split!r} here and {first!r} further up; a "
-                "photograph may stand in one split only."
-            )
-        captions.setdefault(row.image, []).extend(row.captions)
-
-    ids = _unique_ids(list(captions))
-    splits: dict[str, list[Example]] = {}
-    missing = []
-    without_captions = 0
-    for image, split in splits_by_image.items():
-        photo = file.parent / image
-        if not captions[image]:
-            without_captions += 1
-        elif not photo.is_file():
-            missing.append(image)
-        else:
-            splits.setdefault(split, []).append(Example(photo, tuple(captions[image]), ids[image]))
-    if not splits:
-        raise DatasetError(
-            f"{file}: not one photograph with captions is there ({len(missing)} missing, {without_captions} without "
-            f"captions); 'image' is taken relative to {file.parent}."
-        )
-    report = DatasetReport(missing_photos=tuple(missing), photos_without_captions=without_captions)
-    name = file.parent.resolve().name if file.name == CAPTIONS_FILE else file.stem
-    return Dataset(name, {split: tuple(examples) for split, examples in splits.items()}, report, LICENCE)
+    return join_rows(file, file.parent.resolve().name if file.name == CAPTIONS_FILE else file.stem, rows)
 
 
 def _find_file(path: Path) -> Path | None:
@@ -90,7 +48,7 @@ def _find_file(path: Path) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
-def _rows(file: Path) -> Iterator[_Row]:
+def _rows(file: Path) -> Iterator[Row]:
     # Not splitlines(): a caption may hold U+2028, which JSON allows inside a string.
     for number, line in enumerate(read_text(file).split("\n"), start=1):
         if not line.strip():
@@ -109,21 +67,4 @@ def _rows(file: Path) -> Iterator[_Row]:
             raise DatasetError(f"{where}, field 'captions': expected a list of strings, found {captions!r:.80}.")
         if split is not None and (not isinstance(split, str) or not split):
             raise DatasetError(f"{where}, field 'split': expected a name such as 'train', found {split!r}.")
-        yield _Row(number, image, tuple(caption.strip() for caption in captions if caption.strip()), split)
-
-
-def _refuse_partly_split(file: Path, rows: list[_Row]) -> None:
-    unsplit = [row.line for row in rows if row.split is None]
-    if unsplit and len(unsplit) != len(rows):
-        raise DatasetError(
-            f"{file}, line {unsplit[0]}, field 'split': missing here but given on other lines; give it on every line, "
-            "or on none for the automatic train and dev parts."
-        )
-
-
-def _unique_ids(images: list[str]) -> dict[str, str]:
-    """File names as ids; where two folders hold the same file name, the paths as written."""
-    names = [Path(image).name for image in images]
-    if len(set(names)) == len(names):
-        return dict(zip(images, names, strict=True))
-    return {image: image for image in images}
+        yield Row(where, number, image, tuple(caption.strip() for caption in captions if caption.strip()), split)
