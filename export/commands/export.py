@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,7 +63,9 @@ def command(
 
     loaded = load_run(run)
     if calibration is not None:
-        photographs: list[Photo] = sorted(path for path in calibration.iterdir() if path.suffix.lower() in PHOTOGRAPHS)
+        photographs: Sequence[Photo] = sorted(
+            path for path in calibration.iterdir() if path.suffix.lower() in PHOTOGRAPHS
+        )
     else:
         photographs = loaded.training_photographs()
     result = export_run(

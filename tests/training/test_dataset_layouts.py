@@ -251,8 +251,10 @@ def write_table(folder: Path, name: str, text: str) -> Path:
         ),
         (
             "mine.tsv",
-            ("\ufeffimage\tcaption\tsplit\tmore\na.jpg\tA dog, and a cat.\ttrain\t1\n\nb.jpg\tTwo.\tdev\t2\n"
-            'a.jpg\t"A ""pet"""\ttrain\t3\n',
+            (
+                "\ufeffimage\tcaption\tsplit\tmore\na.jpg\tA dog, and a cat.\ttrain\t1\n\nb.jpg\tTwo.\tdev\t2\n"
+                'a.jpg\t"A ""pet"""\ttrain\t3\n'
+            ),
         ),
         (
             "captions.csv",
