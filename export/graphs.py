@@ -71,7 +71,7 @@ class RefineGraph(tf.Module):  # type: ignore[misc]
             if row.kind == "constant":
                 signature[row.name] = tf.TensorSpec(row.shape, row.dtype, name=row.name)
 
-        @tf.function(input_signature=[signature])
+        @tf.function(input_signature=[signature])  # type: ignore[untyped-decorator]
         def serve(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             state = {name: value for name, value in inputs.items() if name != "tokens"}
             return model.refine(inputs["tokens"], state)

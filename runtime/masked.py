@@ -188,4 +188,5 @@ def _predict(logits: Floats, spec: DecodingSpec) -> tuple[Tokens, npt.NDArray[np
 def _log_softmax(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     shifted = scores - scores.max(axis=-1, keepdims=True)
     with np.errstate(divide="ignore"):
-        return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+        logs: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return logs

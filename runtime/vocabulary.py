@@ -78,11 +78,14 @@ class Vocabulary:
     def _tokenize(self, text: str) -> list[int]:
         if self.kind == "words":
             known = {piece: i for i, piece in enumerate(self.pieces) if i not in self.special_ids}
-            words = plain_words(text)
-            for word in words:
-                if word not in known:
+            ids: list[int] = []
+            for word in plain_words(text):
+                # Some vocabularies split words at ' and - as well.
+                parts = [word] if word in known else [part for part in re.split(r"\W+", word) if part]
+                if not all(part in known for part in parts):
                     raise OptionsError(f"{word!r} is not among the {len(known)} words of this bundle's vocabulary.")
-            return [known[word] for word in words]
+                ids += [known[part] for part in parts]
+            return ids
         if self.scores is None:
             raise OptionsError("this bundle's vocabulary.json has no scores, so text cannot be split into its pieces.")
         usable = {piece: i for i, piece in enumerate(self.pieces) if piece and i not in self.special_ids}

@@ -179,3 +179,15 @@ def test_without_scores_text_cannot_be_split() -> None:
     assert vocabulary.detokenize([5]) == "a"
     with pytest.raises(OptionsError, match="has no scores"):
         vocabulary.tokenize("a")
+
+
+def test_words_are_looked_up_whole_and_then_in_parts() -> None:
+    toy = toy_bundle.manifest()
+    vocabulary = Vocabulary.from_json(toy_bundle.vocabulary_json(), toy, "vocabulary.json")
+    assert [vocabulary.pieces[i] for i in vocabulary.tokenize("A Dog, on the red-grass!")] == [
+        "a", "dog", "on", "the", "red", "grass",
+    ]  # fmt: skip
+    with pytest.raises(OptionsError, match="'t-shirt' is not among the 8 words"):
+        vocabulary.tokenize("a t-shirt")
+    with pytest.raises(OptionsError, match="'end' is not among"):
+        vocabulary.tokenize("[END]")

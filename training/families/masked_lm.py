@@ -53,7 +53,7 @@ class MaskedLMConfig:
 class BidirectionalLayer(DecoderLayer):
     """A decoder layer whose self-attention sees what it is told to see."""
 
-    def call(
+    def call(  # type: ignore[override]
         self, x: Tensor, hidden: Tensor, cross: tuple[Tensor, Tensor] | None = None, training: bool = False
     ) -> Tensor:
         """x (B, T, units), hidden (B or 1, 1, T or 1, T): 0 where a position sees another and HIDDEN where not."""
