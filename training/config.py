@@ -132,6 +132,13 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 OUR_FIGURES = "ours.json"  # beside the presets: by preset, the best figures measured with captionlite
 
 
+def parse_data(item: str) -> DataConfig:
+    """ "KIND:PATH@2" -> that data set with weight 2; without "@" and a number behind it, weight 1."""
+    spec, at, weight = item.rpartition("@")
+    is_weight = bool(at) and weight.replace(".", "", 1).isdigit()
+    return DataConfig(spec, float(weight)) if is_weight else DataConfig(item)
+
+
 def preset_names() -> list[str]:
     """The presets inside the package."""
     folder = importlib.resources.files("captionlite.training.presets")

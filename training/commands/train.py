@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -31,19 +32,12 @@ def command(
     The backend is KERAS_BACKEND: tensorflow (the default) or jax.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from captionlite.training.config import DataConfig, load_config
+    from captionlite.training.config import load_config, parse_data
     from captionlite.training.trainer import Interrupted, train
 
     config = load_config(preset, settings)
     if data:
-        import dataclasses
-
-        chosen = []
-        for item in data:
-            spec, at, weight = item.rpartition("@")
-            is_weight = bool(at) and weight.replace(".", "", 1).isdigit()
-            chosen.append(DataConfig(spec, float(weight)) if is_weight else DataConfig(item))
-        config = dataclasses.replace(config, data=tuple(chosen))
+        config = dataclasses.replace(config, data=tuple(map(parse_data, data)))
     try:
         summary = train(config, out, cache.expanduser(), resume=resume, report=lambda line: click.echo(line, err=True))
     except Interrupted as stop:
