@@ -62,6 +62,7 @@ class Settings:
 @click.group()
 def main() -> None:
     """Train and time every preset on a GPU."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 @main.command("pack")
@@ -217,6 +218,8 @@ def stage_command(name: str, settings: dict[str, Any]) -> None:
 
 def _send(work: Path, out: Path, limit_bytes: int, again: bool) -> list[str]:
     """Writes results.json and the weights that changed since they were last sent; returns what had no room."""
+    from captionlite.benchmarks.gpu_weights import write_weights
+
     sent_path = work / "sent.json"
     sent: dict[str, float] = json.loads(sent_path.read_text()) if sent_path.exists() and not again else {}
     packed, _ = read_pack(work)
@@ -226,8 +229,6 @@ def _send(work: Path, out: Path, limit_bytes: int, again: bool) -> list[str]:
         run = best.parent
         if sent.get(run.name) == best.stat().st_mtime:
             continue
-        from captionlite.benchmarks.gpu_weights import write_weights  # Keras, which takes seconds to import
-
         files = write_weights(run, out, run.name, limit_bytes, licences)
         if sum(1 for _ in out.iterdir()) >= MAX_FILES:
             for file in files:

@@ -1,4 +1,7 @@
-"""Trained weights on their way home: float16, in files of a limited size that hold everything a run directory needs."""
+"""Trained weights on their way home: float16, in files of a limited size that hold everything a run directory needs.
+
+Writing them takes no Keras, which on the GPU's machine only the stages can import.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,11 @@ from safetensors.numpy import load, save
 
 from captionlite.runtime.errors import CaptionliteError
 from captionlite.training.config import DataConfig, RunConfig, from_json
-from captionlite.training.curves import draw_curves
 from captionlite.training.files import write_bytes_atomically, write_text_atomically
-from captionlite.training.run import BEST, CONFIG, HISTORY, VOCABULARY, load_run, write_json
 
-FREQUENCIES = "tokenizer.frequencies.json"
-TEXTS = (CONFIG, VOCABULARY, FREQUENCIES, HISTORY)  # travel in the metadata of the first file
+# As captionlite.training.run names them. The texts travel in the metadata of the first file.
+BEST, CONFIG, HISTORY = "best.safetensors", "config.json", "history.json"
+TEXTS = (CONFIG, HISTORY, "tokenizer.json", "tokenizer.frequencies.json")
 FLOAT16_MAX = 65504.0
 ENTRY_BYTES = 120  # of a tensor in a file's header, beside its name
 
@@ -74,6 +76,9 @@ def import_weights(files: Sequence[Path], out: Path, data: Sequence[DataConfig] 
     Raises CaptionliteError for parts that are missing, damaged or of different runs, or an ``out`` that exists;
     WeightsError when the weights do not fit the configuration that came with them.
     """
+    from captionlite.training.curves import draw_curves
+    from captionlite.training.run import load_run, write_json
+
     if out.exists():
         raise CaptionliteError(f"{out}: exists already; give another --out.")
     arrays: dict[str, np.ndarray] = {}

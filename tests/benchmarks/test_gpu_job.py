@@ -251,6 +251,14 @@ for family in families:
 """
 
 
+def test_outside_its_stages_the_job_needs_no_keras(tmp_path: Path) -> None:
+    """It is carried to the GPU's machine in site.zip, which only the stages have on their path."""
+    code = "import sys, captionlite.benchmarks.gpu_job, captionlite.benchmarks.gpu_weights; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not set(done.stdout.split()) & {"keras", "jax", "tensorflow", "tokenizers", "matplotlib"}
+
+
 def test_data_with_a_weight() -> None:
     assert parse_data("flickr8k:/a@2") == DataConfig("flickr8k:/a", 2.0)
     assert parse_data("jsonl:/a@b/c.jsonl") == DataConfig("jsonl:/a@b/c.jsonl", 1.0)
