@@ -1,118 +1,60 @@
-"""What a bundle says about itself: `manifest.json` as frozen dataclasses, read strictly and checked for consistency.
+"""The whole of `manifest.json`: written as JSON, read back, and refused when its parts contradict each other.
 
-Everything here happens before an interpreter sees a file, and with the standard library alone.
+Everything here happens before an interpreter sees a file, and with the standard library alone. The parts, and how each
+is read, stand in specs.py.
 """
 
-import re
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 from captionlite.runtime.errors import BundleError
 from captionlite.runtime.jsonreader import Node
+from captionlite.runtime.specs import (
+    MANIFEST_FILE,
+    MAX_DIMENSION,
+    AttentionSpec,
+    ConfidenceSpec,
+    DecodingSpec,
+    FileSpec,
+    GoldenSpec,
+    GraphSpec,
+    ImageSpec,
+    StateSpec,
+    TensorSpec,
+    VocabularySpec,
+    read_attention,
+    read_decoding,
+    read_file,
+    read_golden,
+    read_graph,
+    read_image,
+    read_state,
+    read_vocabulary,
+)
 
-FORMAT = (1, 1)
+__all__ = [
+    "FORMAT",
+    "MANIFEST_FILE",
+    "MAX_DIMENSION",
+    "AttentionSpec",
+    "ConfidenceSpec",
+    "DecodingSpec",
+    "FileSpec",
+    "GoldenSpec",
+    "GraphSpec",
+    "ImageSpec",
+    "Manifest",
+    "StateSpec",
+    "TensorSpec",
+    "VocabularySpec",
+]
+
+FORMAT = (1, 2)
 """Format version (major, minor) that this captionlite writes; it reads every minor version of this major one.
 
-1.1 added the graph `refine`, `decoding.mask_id` and SentencePiece vocabularies.
+1.1 added the graph `refine`, `decoding.mask_id` and SentencePiece vocabularies; 1.2 `attention` and
+`decoding.confidence`.
 """
-
-DTYPES = ("float32", "float16", "int8", "uint8", "int16", "int32", "int64", "bool")
-STATE_KINDS = ("constant", "carried", "appended")
-VOCABULARY_KINDS = ("words", "sentencepiece")
-MANIFEST_FILE = "manifest.json"
-MAX_FILE_BYTES = 1 << 31
-MAX_DIMENSION = 1 << 20
-MAX_ELEMENTS = 1 << 28
-MAX_STEPS = 4096
-
-# A file name is one plain component: no separators, no drive, no leading dot, nothing a shell or a zip could misread.
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", re.ASCII)
-_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
-
-Shape = tuple[int | None, ...]
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of a graph. None in `shape` is the batch dimension, which the runtime chooses."""
-
-    name: str
-    dtype: str
-    shape: Shape
-
-
-@dataclass(frozen=True)
-class StateSpec:
-    """One row of the state table: how a decoder input is fed from step to step (see the package's design page)."""
-
-    name: str
-    kind: str  # constant, carried or appended
-    dtype: str
-    shape: Shape
-    axis: int | None  # the axis that grows; appended rows only
-
-
-@dataclass(frozen=True)
-class GraphSpec:
-    """One TensorFlow Lite file: its quantization recipe and what goes in and out by name."""
-
-    file: str
-    recipe: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-    def output(self, name: str) -> TensorSpec | None:
-        """The output of that name, or None."""
-        return next((spec for spec in self.outputs if spec.name == name), None)
-
-
-@dataclass(frozen=True)
-class ImageSpec:
-    """What the encoder wants to see, in pixels: the whole frame squashed to height x width, no crop."""
-
-    height: int
-    width: int
-    resize: str = "squash"
-    resample: str = "bilinear"
-
-
-@dataclass(frozen=True)
-class VocabularySpec:
-    """The vocabulary file, how its pieces join into text, and how many there are."""
-
-    file: str
-    kind: str
-    size: int
-
-
-@dataclass(frozen=True)
-class DecodingSpec:
-    """Special token ids, ids that must never be chosen, and the largest number of decoder steps."""
-
-    start_id: int
-    end_id: int
-    pad_id: int
-    unknown_id: int
-    suppressed_ids: tuple[int, ...]
-    max_length: int
-    mask_id: int | None = None  # families that predict all positions at once; they have a graph "refine"
-
-
-@dataclass(frozen=True)
-class GoldenSpec:
-    """The golden vectors and the relative RMS error within which a machine must reproduce them."""
-
-    file: str
-    tolerance: float
-
-
-@dataclass(frozen=True)
-class FileSpec:
-    """Checksum (hexadecimal) and size of one file of the bundle."""
-
-    sha256: str
-    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -128,12 +70,20 @@ class Manifest:
     vocabulary: VocabularySpec
     decoding: DecodingSpec
     golden: GoldenSpec
+    attention: AttentionSpec | None = None  # families that attend to the cells of a grid
     files: dict[str, FileSpec] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The object that `from_json` reads back to an equal manifest."""
+        decoding = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in vars(self.decoding).items()
+            if value is not None
+        }
+        if self.decoding.confidence is not None:
+            decoding["confidence"] = dict(vars(self.decoding.confidence))
         return {
             "format": list(self.format),
             "name": self.name,
@@ -153,11 +103,8 @@ class Manifest:
             ],
             "image": dict(vars(self.image)),
             "vocabulary": dict(vars(self.vocabulary)),
-            "decoding": {
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in vars(self.decoding).items()
-                if value is not None
-            },
+            "decoding": decoding,
+            **({} if self.attention is None else {"attention": {"grid": list(self.attention.grid)}}),
             "golden": dict(vars(self.golden)),
             "files": {name: dict(vars(spec)) for name, spec in self.files.items()},
             "provenance": self.provenance,
@@ -176,47 +123,22 @@ class Manifest:
         extra = version[1] > FORMAT[1]  # a newer minor version may add fields that this reader need not know
         fields = top.fields(
             "format", "name", "family", "graphs", "state", "image", "vocabulary", "decoding", "golden", "files",
-            "provenance", "scores", allow_extra=extra,
+            "provenance", "scores", optional=("attention",), allow_extra=extra,
         )  # fmt: skip
         graphs = fields["graphs"].fields("encoder", "decoder", optional=("refine",), allow_extra=extra)
-        image = fields["image"].fields("height", "width", "resize", "resample", allow_extra=extra)
-        vocabulary = fields["vocabulary"].fields("file", "kind", "size", allow_extra=extra)
-        decoding = fields["decoding"].fields(
-            "start_id", "end_id", "pad_id", "unknown_id", "suppressed_ids", "max_length", optional=("mask_id",),
-            allow_extra=extra,
-        )  # fmt: skip
-        golden = fields["golden"].fields("file", "tolerance", allow_extra=extra)
-        size = vocabulary["size"].integer(2, MAX_DIMENSION)
-
-        def token_id(node: Node) -> int:
-            return node.integer(0, size - 1)
-
+        vocabulary = read_vocabulary(fields["vocabulary"], extra)
         manifest = cls(
             format=version,
             name=fields["name"].text(),
             family=fields["family"].text(),
-            graphs={name: _read_graph(node, extra) for name, node in graphs.items()},
-            state=fields["state"].list_of(lambda node: _read_state(node, extra)),
-            image=ImageSpec(
-                height=image["height"].integer(1, 4096),
-                width=image["width"].integer(1, 4096),
-                resize=image["resize"].choice("squash"),
-                resample=image["resample"].choice("bilinear"),
-            ),
-            vocabulary=VocabularySpec(
-                file=_file_name(vocabulary["file"]), kind=vocabulary["kind"].choice(*VOCABULARY_KINDS), size=size
-            ),
-            decoding=DecodingSpec(
-                start_id=token_id(decoding["start_id"]),
-                end_id=token_id(decoding["end_id"]),
-                pad_id=token_id(decoding["pad_id"]),
-                unknown_id=token_id(decoding["unknown_id"]),
-                suppressed_ids=decoding["suppressed_ids"].list_of(token_id),
-                max_length=decoding["max_length"].integer(1, MAX_STEPS),
-                mask_id=token_id(decoding["mask_id"]) if "mask_id" in decoding else None,
-            ),
-            golden=GoldenSpec(_file_name(golden["file"]), golden["tolerance"].number(0.0, 1.0)),
-            files={name: _read_file(name, node, extra) for name, node in fields["files"].items().items()},
+            graphs={name: read_graph(node, extra) for name, node in graphs.items()},
+            state=fields["state"].list_of(lambda node: read_state(node, extra)),
+            image=read_image(fields["image"], extra),
+            vocabulary=vocabulary,
+            decoding=read_decoding(fields["decoding"], vocabulary.size, extra),
+            golden=read_golden(fields["golden"], extra),
+            attention=read_attention(fields["attention"], extra) if "attention" in fields else None,
+            files={name: read_file(name, node, extra) for name, node in fields["files"].items().items()},
             provenance={name: node.value for name, node in fields["provenance"].items().items()},
             scores={name: node.value for name, node in fields["scores"].items().items()},
         )
@@ -241,66 +163,6 @@ def _read_format(top: Node) -> tuple[int, int]:
             f"{top.where}: format is {version[0]}.{version[1]}, but this captionlite reads format {FORMAT[0]}.x. {step}"
         )
     return version[0], version[1]
-
-
-def _file_name(node: Node) -> str:
-    name = node.text()
-    _check_file_name(name, node.path, node.where)
-    return name
-
-
-def _check_file_name(name: str, path: str, where: str) -> None:
-    if not _FILE_NAME.fullmatch(name) or name == MANIFEST_FILE:
-        raise BundleError(
-            f"{where}: {path} names the file {name!r}, expected a plain file name in the bundle itself (letters, "
-            f"digits, '_', '-' and '.', no folders). Do not use this bundle unless you know where it comes from."
-        )
-
-
-def _read_shape(node: Node) -> Shape:
-    """Dimensions, None first for the batch; at most rank 4, because the interpreter is slow above."""
-    shape = node.list_of(lambda entry: None if entry.value is None else entry.integer(1, MAX_DIMENSION))
-    if not 1 <= len(shape) <= 4 or None in shape[1:] or prod(size or 1 for size in shape) > MAX_ELEMENTS:
-        raise node.fail(f"1 to 4 dimensions, only the first of them null, at most {MAX_ELEMENTS} elements")
-    return shape
-
-
-def _read_tensor(node: Node, extra: bool) -> TensorSpec:
-    fields = node.fields("name", "dtype", "shape", allow_extra=extra)
-    return TensorSpec(fields["name"].text(), fields["dtype"].choice(*DTYPES), _read_shape(fields["shape"]))
-
-
-def _read_state(node: Node, extra: bool) -> StateSpec:
-    fields = node.fields("name", "kind", "dtype", "shape", "axis", allow_extra=extra)
-    shape = _read_shape(fields["shape"])
-    if shape[0] is not None:
-        raise fields["shape"].fail("a first dimension of null (the batch)")
-    kind = fields["kind"].choice(*STATE_KINDS)
-    axis = fields["axis"]
-    if kind == "appended":
-        axis.integer(1, len(shape) - 1)
-    elif axis.value is not None:
-        raise axis.fail(f"null, because only appended rows have an axis and this one is {kind}")
-    return StateSpec(fields["name"].text(), kind, fields["dtype"].choice(*DTYPES), shape, axis.value)
-
-
-def _read_graph(node: Node, extra: bool) -> GraphSpec:
-    fields = node.fields("file", "recipe", "inputs", "outputs", allow_extra=extra)
-    return GraphSpec(
-        file=_file_name(fields["file"]),
-        recipe=fields["recipe"].text(),
-        inputs=fields["inputs"].list_of(lambda entry: _read_tensor(entry, extra)),
-        outputs=fields["outputs"].list_of(lambda entry: _read_tensor(entry, extra)),
-    )
-
-
-def _read_file(name: str, node: Node, extra: bool) -> FileSpec:
-    _check_file_name(name, "files", node.where)
-    fields = node.fields("sha256", "size_bytes", allow_extra=extra)
-    sha256 = fields["sha256"].text()
-    if not _SHA256.fullmatch(sha256):
-        raise fields["sha256"].fail("64 lower-case hexadecimal digits")
-    return FileSpec(sha256, fields["size_bytes"].integer(0, MAX_FILE_BYTES))
 
 
 def _check(manifest: Manifest, where: str) -> None:
@@ -346,6 +208,7 @@ def _check(manifest: Manifest, where: str) -> None:
             f"[null, {regions}]",
         )
         expected_outputs["attention"] = attention
+    _check_grid(manifest, need)
     for row in manifest.state:
         shape = row.shape
         if row.axis is not None:
@@ -381,6 +244,18 @@ def _check(manifest: Manifest, where: str) -> None:
 def _sides(manifest: Manifest, name: str) -> tuple[tuple[str, tuple[TensorSpec, ...]], ...]:
     graph = manifest.graphs.get(name)
     return () if graph is None else (("inputs", graph.inputs), ("outputs", graph.outputs))
+
+
+def _check_grid(manifest: Manifest, need: Any) -> None:
+    """The grid has a cell for each region that the decoder attends to; the decoder's attention has been checked."""
+    if manifest.attention is None:
+        return
+    attention = manifest.graphs["decoder"].output("attention")
+    need(attention is not None, "attention.grid is there, but graphs.decoder.outputs has no attention")
+    if attention is not None:
+        h, w = manifest.attention.grid
+        regions = attention.shape[-1]
+        need(h * w == regions, f"attention.grid is {h} x {w} = {h * w}, but the decoder attends to {regions} regions")
 
 
 def _check_refine(manifest: Manifest, need: Any) -> None:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from captionlite.runtime.bundle import write_bundle
 from captionlite.runtime.manifest import (
     FORMAT,
+    AttentionSpec,
     DecodingSpec,
     GoldenSpec,
     GraphSpec,
@@ -32,6 +33,7 @@ from captionlite.runtime.manifest import (
 )
 
 HEIGHT, WIDTH, REGIONS, DEPTH, LENGTH = 8, 12, 6, 5, 7
+GRID = (2, 3)  # the regions: blocks of the image, row by row
 PIECES = ["[PAD]", "[UNK]", "[START]", "[END]", "a", "dog", "runs", "on", "the", "red", "grass", "fast"]
 PAD, UNKNOWN, START, END = range(4)
 SUPPRESSED = (PAD, UNKNOWN, START)
@@ -76,7 +78,7 @@ class Decoded:
 
 def encode(pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
     """The toy encoder in NumPy: (HEIGHT, WIDTH, 3) -> projected (1, REGIONS, DEPTH) and hidden (1, DEPTH)."""
-    blocks = pixels.astype(np.float32).reshape(2, HEIGHT // 2, 3, WIDTH // 3, 3) / 255 - 0.5
+    blocks = pixels.astype(np.float32).reshape(GRID[0], HEIGHT // GRID[0], GRID[1], WIDTH // GRID[1], 3) / 255 - 0.5
     pooled = blocks.mean(axis=(1, 3)).reshape(1, REGIONS, 3)
     return {
         "projected": pooled @ WEIGHTS["project"],
@@ -230,6 +232,7 @@ def manifest() -> Manifest:
         vocabulary=VocabularySpec("vocabulary.json", "words", V),
         decoding=DecodingSpec(START, END, PAD, UNKNOWN, SUPPRESSED, LENGTH),
         golden=GoldenSpec("golden.npz", 0.001),
+        attention=AttentionSpec(GRID),
         provenance={"data": "drawn"},
         scores={"float32": {"cider": 0.5}},
     )

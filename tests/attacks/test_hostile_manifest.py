@@ -33,6 +33,13 @@ EDITS: dict[str, Any] = {
     "file of 2^62 bytes": lambda m: m["files"]["README.md"].update(size_bytes=2**62),
     "file of -1 bytes": lambda m: m["files"]["README.md"].update(size_bytes=-1),
     "tolerance without end": lambda m: m["golden"].update(tolerance=1e300),
+    "grid of 10^60 cells": lambda m: m["attention"].update(grid=[HUGE, HUGE]),
+    "grid of a million sides": lambda m: m["attention"].update(grid=[1] * 1_000_000),
+    "grid of as many cells in fractions": lambda m: m["attention"].update(grid=[2.0, 3.0]),
+    "grid of as many cells below zero": lambda m: m["attention"].update(grid=[-2, -3]),
+    "confidence without end": lambda m: m["decoding"].update(
+        confidence={"slope": HUGE, "intercept": 0, "event": "x", "fitted_on": "x"}
+    ),
     "graphs as a list": lambda m: m.update(graphs=[]),
     "state as an object": lambda m: m.update(state={}),
     "a list for all": None,

@@ -46,11 +46,13 @@ def enlarge_image(manifest: dict[str, Any]) -> None:
 
 def widen_attention(manifest: dict[str, Any]) -> None:
     _each_tensor(manifest, "attention")[0]["shape"][1] = 50
+    manifest["attention"]["grid"] = [5, 10]
 
 
 def drop_attention(manifest: dict[str, Any]) -> None:
     outputs = manifest["graphs"]["decoder"]["outputs"]
     outputs[:] = [spec for spec in outputs if spec["name"] != "attention"]
+    del manifest["attention"]
 
 
 def swap_graphs(manifest: dict[str, Any]) -> None:

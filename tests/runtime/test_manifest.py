@@ -3,18 +3,23 @@
 import copy
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import toy_bundle
 
 from captionlite.runtime.errors import BundleError
-from captionlite.runtime.manifest import FORMAT, Manifest
+from captionlite.runtime.manifest import FORMAT, AttentionSpec, ConfidenceSpec, Manifest
+
+CONFIDENCE = ConfidenceSpec(slope=2.5, intercept=1.25, event="CIDEr of at least 0.5", fitted_on="drawings, dev")
+OPTIONAL = (("attention",), ("decoding", "confidence"))
 
 
 def valid() -> dict[str, Any]:
-    """The toy's manifest as parsed JSON, with made-up checksums."""
-    found = toy_bundle.manifest().to_json()
+    """The toy's manifest as parsed JSON, with all that is optional and with made-up checksums."""
+    manifest = toy_bundle.manifest()
+    found = replace(manifest, decoding=replace(manifest.decoding, confidence=CONFIDENCE)).to_json()
     names = ("encoder.tflite", "decoder.tflite", "vocabulary.json", "golden.npz")
     found["files"] = {name: {"sha256": "0" * 64, "size_bytes": 1} for name in names}
     copied: dict[str, Any] = json.loads(json.dumps(found))
@@ -46,11 +51,32 @@ FIELDS = list(paths(valid()))
 
 
 def test_the_valid_manifest_is_read() -> None:
-    assert Manifest.from_json(valid(), "here").name == "toy"
+    manifest = Manifest.from_json(valid(), "here")
+    assert manifest.name == "toy"
+    assert manifest.attention == AttentionSpec((2, 3))
+    assert manifest.decoding.confidence == CONFIDENCE
+    assert manifest.to_json() == valid()
     assert len(FIELDS) > 80
 
 
-@pytest.mark.parametrize("path", FIELDS, ids=written)
+@pytest.mark.parametrize("path", OPTIONAL, ids=written)
+def test_what_is_optional_may_be_missing_and_is_then_not_written(path: tuple[str | int, ...]) -> None:
+    manifest = valid()
+    del parent_of(manifest, path)[path[-1]]
+    assert Manifest.from_json(manifest, "here").to_json() == manifest
+
+
+@pytest.mark.parametrize("minor", range(FORMAT[1]))
+def test_older_minor_versions_are_read(minor: int) -> None:
+    manifest = valid()
+    manifest["format"] = [FORMAT[0], minor]
+    for path in OPTIONAL:
+        del parent_of(manifest, path)[path[-1]]
+    found = Manifest.from_json(manifest, "here")
+    assert (found.format, found.attention, found.decoding.confidence) == ((FORMAT[0], minor), None, None)
+
+
+@pytest.mark.parametrize("path", [path for path in FIELDS if path not in OPTIONAL], ids=written)
 def test_a_missing_field_is_named(path: tuple[str | int, ...]) -> None:
     manifest = valid()
     del parent_of(manifest, path)[path[-1]]
@@ -64,6 +90,7 @@ WRONG = [
     for path in FIELDS
     for wrong in (True, {"a": 1}, [[1]], 1.5, "\x1b[2J")
     if not (path in (("provenance",), ("scores",)) and isinstance(wrong, dict))  # any object is right there
+    and not (path[-1] in ("slope", "intercept") and wrong == 1.5)  # and any number here
 ]
 
 
@@ -119,6 +146,18 @@ CONTRADICTIONS = {
     "two rows of one name": (_set("state.1.name", "projected"), "state has projected twice"),
     "reserved name": (_set("state.1.name", "token"), "a name that the loop itself uses"),
     "attention without batch": (_set("graphs.decoder.outputs.4.shape", [1, 6]), "attention is float32"),
+    "grid of too few regions": (_set("attention.grid", [2, 2]), "2 x 2 = 4, but the decoder attends to 6 regions"),
+    "grid of too many regions": (_set("attention.grid", [7, 7]), "7 x 7 = 49, but the decoder attends to 6 regions"),
+    "grid without columns": (_set("attention.grid", [6, 0]), r"attention\.grid\[1\] is 0"),
+    "grid turned inside out": (_set("attention.grid", [-2, -3]), r"attention\.grid\[0\] is -2"),
+    "grid of one number": (_set("attention.grid", [6]), r"attention\.grid is \[6\], expected two integers"),
+    "grid of three numbers": (_set("attention.grid", [1, 2, 3]), "expected two integers, the rows and columns"),
+    "grid of nothing": (_set("attention", {}), r"attention\.grid is missing"),
+    "negative slope": (_set("decoding.confidence.slope", -0.5), r"decoding\.confidence\.slope is -0\.5"),
+    "slope that is no number": (_set("decoding.confidence.slope", float("nan")), r"slope is nan, expected a number"),
+    "slope without end": (_set("decoding.confidence.slope", float("inf")), r"slope is inf, expected a number"),
+    "intercept without end": (_set("decoding.confidence.intercept", -float("inf")), r"intercept is -inf, expected"),
+    "confidence in nothing": (_set("decoding.confidence.event", ""), r"decoding\.confidence\.event is ''"),
     "rank 5": (_set("state.3.shape", [None, 1, 7, 5, 1]), "1 to 4 dimensions"),
     "another resize": (_set("image.resize", "crop"), "expected 'squash'"),
     "another vocabulary": (_set("vocabulary.kind", "characters"), "expected 'words'"),
@@ -132,6 +171,16 @@ def test_a_contradiction_is_named(name: str) -> None:
     edit(manifest)
     with pytest.raises(BundleError, match=expected):
         Manifest.from_json(manifest, "here")
+
+
+def test_a_grid_needs_a_decoder_that_attends() -> None:
+    manifest = valid()
+    outputs = manifest["graphs"]["decoder"]["outputs"]
+    outputs[:] = [spec for spec in outputs if spec["name"] != "attention"]
+    with pytest.raises(BundleError, match=r"attention\.grid is there, but graphs\.decoder\.outputs has no attention"):
+        Manifest.from_json(manifest, "here")
+    del manifest["attention"]
+    assert Manifest.from_json(manifest, "here").attention is None
 
 
 def test_file_names_that_differ_in_case_alone_are_refused() -> None:
