@@ -24,6 +24,7 @@ from captionlite.runtime.captioner import Captioner
 from captionlite.runtime.image import ImageSource, load_image
 from captionlite.runtime.manifest import (
     FORMAT,
+    AttentionSpec,
     DecodingSpec,
     GoldenSpec,
     GraphSpec,
@@ -161,6 +162,7 @@ def _manifest(
             f"decoder.tflite takes {sorted(found.values(), key=str)}, expected {sorted(expected.values(), key=str)}"
         )
     config = run.config
+    h, w, _ = run.model.feature_shape
     packages = ("tensorflow", "keras", "litert-quantizer", "ai-edge-litert", "captionlite")
     return Manifest(
         format=FORMAT,
@@ -183,6 +185,7 @@ def _manifest(
             MASK_ID if run.model.refines else None,
         ),
         golden=GoldenSpec("golden.npz", recipe.tolerance),
+        attention=AttentionSpec((h, w)) if run.model.attends else None,
         provenance={
             "preset": config.name,
             "encoder": dataclasses.asdict(config.encoder),

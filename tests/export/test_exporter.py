@@ -16,6 +16,7 @@ from captionlite.runtime.bundle import Bundle
 from captionlite.runtime.captioner import Captioner
 from captionlite.runtime.cli import cli
 from captionlite.runtime.errors import BundleError
+from captionlite.runtime.manifest import FORMAT, AttentionSpec
 from captionlite.runtime.verify import verify
 from captionlite.training.checkpoints import load_variables, save_variables
 from captionlite.training.config import DataConfig, RunConfig, from_json
@@ -88,6 +89,8 @@ def test_recipes_do_what_they_say(run: Run, photographs: list[Path], tmp_path: P
 
 def test_the_manifest_says_where_it_comes_from(bundle: Path) -> None:
     manifest = Bundle.open(bundle).manifest
+    assert manifest.format == FORMAT
+    assert manifest.attention == AttentionSpec((4, 4))
     assert manifest.provenance["preset"] == "tiny"
     assert manifest.provenance["training"]["datasets"][0]["train"] == 18
     assert manifest.provenance["calibration"]["photographs"] == 24

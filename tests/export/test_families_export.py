@@ -22,6 +22,7 @@ from captionlite.export.recipes import RECIPES
 from captionlite.runtime.bundle import Bundle
 from captionlite.runtime.captioner import Captioner
 from captionlite.runtime.interpreter import Graph
+from captionlite.runtime.manifest import AttentionSpec
 from captionlite.runtime.verify import verify
 from captionlite.training.config import DataConfig, RunConfig, from_json
 from captionlite.training.families.base import DecoderFamily
@@ -183,7 +184,14 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """A run trained for two epochs on drawings, and their pictures."""
     folder = tmp_path_factory.mktemp("road")
     drawings = write_drawings(folder / "drawings")
-    settings = {**TINY_PRESET, "family": harness.CONFIGS[request.param], "epochs": 2, "flip": False}
+    encoder = {"name": "wide", "weights": None}
+    settings = {
+        **TINY_PRESET,
+        "encoder": encoder,
+        "family": harness.CONFIGS[request.param],
+        "epochs": 2,
+        "flip": False,
+    }
     config: RunConfig = from_json(RunConfig, {**settings, "data": [vars(DataConfig(f"jsonl:{drawings}"))]}, "tiny")
     train(config, folder / "run", tmp_path_factory.getbasetemp() / "features")
     return load_run(folder / "run"), sorted((folder / "drawings/images").iterdir())
@@ -196,6 +204,8 @@ def test_a_run_becomes_a_bundle_that_captions_as_keras_does(trained: tuple[Run, 
     assert {t.name for t in result.parity.tensors} >= {"decoder/logits"}
     bundle = Bundle.open(result.bundle)
     assert bundle.manifest.family == run.model.family
+    # Rows and columns of the features that are attended to; the LSTM's photograph is one vector.
+    assert bundle.manifest.attention == (AttentionSpec((4, 6)) if run.model.attends else None)
     report = verify(bundle)
     assert report.passed, report
     captioner = Captioner(bundle)

@@ -81,6 +81,7 @@ def road(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     pictures = sorted((folder / "drawings/images").iterdir())
     result = export_run(run, RECIPES["float32"], folder / "bundle", photographs=pictures[:3])
     assert set(result.ops) == {"encoder", "decoder", "refine"}
+    assert Bundle.open(result.bundle).manifest.attention is None
     assert result.parity.equal_captions == 3
     return run, folder / "bundle", pictures
 
