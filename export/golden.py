@@ -31,7 +31,7 @@ def golden_vectors(captioner: Captioner, photographs: Sequence[np.ndarray]) -> b
         token = manifest.decoding.start_id
         for t, following in enumerate(caption):
             loop.step(token, t)
-            logits[i, t] = loop.logits()[0]
+            logits[i, t] = loop.logits[0]
             if t + 1 < len(caption):
                 loop.advance(t)
             token = following

@@ -72,7 +72,7 @@ def measure_parity(run: Run, captioner: Captioner, photographs: Sequence[np.ndar
         logits = differences.setdefault("decoder/logits", _Difference())
         for t, token in enumerate(fed[0]):
             loop.step(int(token), t)
-            logits.add(loop.logits()[0][allowed], reference[t][allowed])
+            logits.add(loop.logits[0][allowed], reference[t][allowed])
             loop.advance(t)
         found = [token for token in captioner.caption(pixels).tokens if token != decoding.end_id]
         equal += found == tokens

@@ -1,6 +1,7 @@
 """The face of the runtime: a bundle loaded once, then any number of photographs captioned."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -8,12 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from captionlite.runtime.beam import beam_search
 from captionlite.runtime.bundle import Bundle
-from captionlite.runtime.decoding import Caption, DecoderLoop, DecodingOptions, forced, greedy, steps_allowed
+from captionlite.runtime.decoding import Alternative, Caption, DecodingOptions, Hypothesis, Plan, steps_allowed
 from captionlite.runtime.errors import OptionsError
 from captionlite.runtime.image import ImageSource, load_image
 from captionlite.runtime.interpreter import Graph, core_count
+from captionlite.runtime.loop import DecoderLoop
 from captionlite.runtime.masked import RefineGraph, fill, mask_predict, pseudo_log_likelihood
+from captionlite.runtime.search import Walk, forced
 
 
 class Captioner:
@@ -27,6 +31,7 @@ class Captioner:
         self.bundle = bundle
         self._threads = threads or core_count()
         self._refine: RefineGraph | None = None
+        self._latest_plan: Plan | None = None
         self._encoder = Graph.from_bundle(bundle, "encoder", self._threads)
         self._decoder = DecoderLoop(Graph.from_bundle(bundle, "decoder", 1), bundle.manifest)
 
@@ -52,28 +57,68 @@ class Captioner:
 
         Raises ImageError, and OptionsError when the bundle cannot follow the options.
         """
+        options = options or DecodingOptions()
         started = perf_counter()
         pixels = load_image(image, self.bundle.manifest.image)
         loaded = perf_counter()
         encoded = self._encode(pixels)
         encoded_at = perf_counter()
-        tokens, logprobs, attention, stop_reason = self._decode(encoded, options or DecodingOptions())
-        text = self.bundle.vocabulary.detokenize(tokens)
-        ended = perf_counter()
+        caption = self.decode(encoded, options)
+        timings = {
+            "image": (loaded - started) * 1e3,
+            "encode": (encoded_at - loaded) * 1e3,
+            **caption.timings_ms,
+        }
+        timings["total"] = timings["image"] + timings["encode"] + timings["decode"]
+        return replace(caption, timings_ms=timings)
+
+    def decode(self, encoded: Mapping[str, npt.NDArray[Any]], options: DecodingOptions | None = None) -> Caption:
+        """The caption for what `encode` returned; `timings_ms` has decode and step. Raises OptionsError."""
+        options = options or DecodingOptions()
+        started = perf_counter()
+        if options.passes is not None:
+            hypotheses = [self._in_passes(encoded, options.passes, options)]
+        else:
+            plan = self._plan(options)
+            self._decoder.begin(encoded, options.hypotheses)
+            if options.beams > 1:
+                hypotheses = beam_search(self._decoder, plan)
+            else:
+                walk = Walk(self._decoder, plan)
+                for _ in walk:
+                    pass
+                hypotheses = walk.hypotheses()
+        best, *others = (self._described(hypothesis) for hypothesis in hypotheses[: options.n_best])
+        decode_ms = (perf_counter() - started) * 1e3
         return Caption(
-            text=text,
-            tokens=tuple(tokens),
-            logprobs=tuple(logprobs),
-            logprob=sum(logprobs) / len(logprobs),
-            timings_ms={
-                "image": (loaded - started) * 1e3,
-                "encode": (encoded_at - loaded) * 1e3,
-                "decode": (ended - encoded_at) * 1e3,
-                "total": (ended - started) * 1e3,
-            },
-            stop_reason=stop_reason,
-            attention=attention,
+            **vars(best),
+            attention=hypotheses[0].attention,
+            alternatives=tuple(others),
+            timings_ms={"decode": decode_ms, "step": decode_ms / len(best.tokens)},
         )
+
+    def stream(self, image: ImageSource, options: DecodingOptions | None = None) -> Iterator[str]:
+        """The caption in pieces, as they come; joined, they are its text. Greedy or one random caption.
+
+        Raises ImageError, and OptionsError for options that choose between whole captions.
+        """
+        options = options or DecodingOptions()
+        if options.hypotheses > 1 or options.passes is not None:
+            raise OptionsError(
+                "stream tells each word as soon as it is chosen, but beams, best_of and passes choose between whole "
+                "captions; leave them out."
+            )
+        plan = self._plan(options)
+        encoded = self.encode(image)
+        self._decoder.begin(encoded)
+        tokens: list[int] = []
+        told = ""
+        for token in Walk(self._decoder, plan):
+            tokens.append(token)
+            text = self.bundle.vocabulary.detokenize(tokens)
+            if text != told and text.startswith(told):
+                yield text[len(told) :]
+                told = text
 
     def caption_many(self, images: Iterable[ImageSource], options: DecodingOptions | None = None) -> Iterator[Caption]:
         """Caption photographs one after another, as they are asked for. Raises ImageError at the first bad one."""
@@ -140,18 +185,28 @@ class Captioner:
             self._refine = RefineGraph(Graph.from_bundle(self.bundle, "refine", self._threads), self.bundle.manifest)
         return self._refine
 
-    def _decode(
-        self, encoded: dict[str, npt.NDArray[Any]], options: DecodingOptions
-    ) -> tuple[list[int], list[float], npt.NDArray[np.float32] | None, str]:
-        """Tokens, log-probabilities, attention and stop reason."""
+    def _in_passes(self, encoded: Mapping[str, npt.NDArray[Any]], passes: int, options: DecodingOptions) -> Hypothesis:
         manifest = self.bundle.manifest
-        if options.passes is None:
-            self._decoder.begin(encoded)
-            return greedy(self._decoder, manifest, options)
         refine = self.refiner("--passes")
         refine.begin(encoded)
-        found = mask_predict(refine, manifest.decoding, options.passes, steps_allowed(manifest, options))
-        return found.tokens, found.logprobs, None, "end"
+        found = mask_predict(refine, manifest.decoding, passes, steps_allowed(manifest, options))
+        return Hypothesis(found.tokens, found.logprobs, sum(found.logprobs) / len(found.logprobs), "end")
+
+    def _plan(self, options: DecodingOptions) -> Plan:
+        """The options in this bundle's ids; the latest is kept, because photographs come with equal options."""
+        if self._latest_plan is None or self._latest_plan.options != options:
+            self._latest_plan = Plan(options, self.bundle.manifest, self.bundle.vocabulary)
+        return self._latest_plan
+
+    def _described(self, hypothesis: Hypothesis) -> Alternative:
+        return Alternative(
+            text=self.bundle.vocabulary.detokenize(hypothesis.tokens),
+            tokens=tuple(hypothesis.tokens),
+            logprobs=tuple(hypothesis.logprobs),
+            logprob=sum(hypothesis.logprobs) / len(hypothesis.logprobs),
+            score=hypothesis.score,
+            stop_reason=hypothesis.stop_reason,
+        )
 
     def _encode(self, pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
         self._encoder.inputs["image"]()[0] = pixels

@@ -1,38 +1,126 @@
-"""From encoder outputs to a caption: the decoder step with its state, and greedy search.
+"""How to decode and what comes of it: frozen options, the options in a bundle's own ids, and frozen results.
 
-The roles are those of openai/whisper's decoding.py: inference (`DecoderLoop`), the choice of tokens (`greedy`), and
-frozen options and results. State is handled by its kind in the manifest alone, so any family runs through this loop.
+The roles are those of openai/whisper's decoding.py: inference is `loop.DecoderLoop`, tokens are chosen in `search`
+(greedy and sampling) and `beam`, and what may not be chosen is said here.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from math import isfinite
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from captionlite.runtime.errors import InterpreterError, OptionsError
-from captionlite.runtime.interpreter import Graph
 from captionlite.runtime.manifest import Manifest
+from captionlite.runtime.vocabulary import Vocabulary
+
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How to decode. `max_length` is the largest number of tokens, at most (and by default) the bundle's own.
+    """How to decode; by default greedily, the likeliest token at every step. Raises OptionsError for contradictions.
 
-    `passes`: so many parallel passes over the whole caption (mask-predict) instead of a token a step, for bundles that
-    have the graph `refine`.
+    - `max_length`: largest number of tokens, the end token included; at most (and by default) the bundle's own.
+    - `min_length`: the end token is not chosen before so many others.
+    - `beams`: that many hypotheses side by side, as one batch; `patience` (Kasai et al. 2022) times as many captions
+      are finished before the search ends. Hypotheses are ranked by the sum of their log-probabilities divided by
+      length ** `length_penalty`: 0 is the sum, 1 the mean, more prefers longer captions.
+    - `temperature`: draw tokens at random, from softmax(logits / temperature) among the `top_k` likeliest, and of
+      these the fewest that hold the share `top_p` of probability (Holtzman et al. 2020); `best_of` so many draws,
+      ranked like beams. The same `seed` gives the same caption.
+    - `no_repeat_ngram`: no sequence of so many tokens occurs twice. `suppress`: these words are not chosen.
+      `prefix`: how the caption begins.
+    - `n_best`: how many hypotheses the caption lists, itself included.
+    - `passes`: so many parallel passes over the whole caption (mask-predict) instead of a token a step, for bundles
+      that have the graph `refine`.
     """
 
     max_length: int | None = None
+    min_length: int = 0
+    beams: int = 1
+    patience: float = 1.0
+    length_penalty: float = 1.0
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    best_of: int = 1
+    seed: int = 0
+    no_repeat_ngram: int = 0
+    suppress: tuple[str, ...] = ()
+    prefix: str = ""
+    n_best: int = 1
     passes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_length is not None and self.max_length < 1:
-            raise OptionsError(f"max_length is {self.max_length}, expected at least 1.")
-        if self.passes is not None and self.passes < 1:
-            raise OptionsError(f"passes is {self.passes}, expected at least 1.")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise OptionsError(f"{name} is {value}, expected at least {least}.")
+        if self.patience * self.beams < 1:
+            raise OptionsError(f"patience is {self.patience}, expected at least 1 / beams.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise OptionsError(f"top_p is {self.top_p}, expected more than 0 and at most 1.")
+        if not all(np.isfinite(x) for x in (self.temperature, self.patience, self.length_penalty)):
+            raise OptionsError("temperature, patience and length_penalty must be finite numbers.")
+        if self.max_length is not None and self.min_length >= self.max_length:
+            raise OptionsError(f"min_length is {self.min_length}, expected less than max_length, {self.max_length}.")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        given = {f.name for f in fields(self) if getattr(self, f.name) != f.default}
+        if self.passes is not None and given - {"passes", "max_length"}:
+            others = ", ".join(sorted(given - {"passes", "max_length"}))
+            raise OptionsError(f"passes predicts all words at once, so there is nothing for {others} to choose from.")
+        if self.temperature == 0 and given & {"top_k", "top_p", "best_of", "seed"}:
+            names = ", ".join(sorted(given & {"top_k", "top_p", "best_of", "seed"}))
+            raise OptionsError(f"{names}: nothing is drawn at random at temperature 0; give a temperature.")
+        if self.temperature > 0 and self.beams > 1:
+            raise OptionsError("beams and temperature exclude each other: use best_of for several random captions.")
+        if self.beams == 1 and "patience" in given:
+            raise OptionsError("patience is for beams; give beams as well.")
+        if self.n_best > self.hypotheses:
+            raise OptionsError(
+                f"n_best is {self.n_best}, but {self.hypotheses} hypotheses are followed; raise beams or best_of."
+            )
+
+    @property
+    def hypotheses(self) -> int:
+        """How many are followed side by side: the batch of the decoder."""
+        return max(self.beams, self.best_of)
+
+
+_LEAST = {
+    "max_length": 1, "min_length": 0, "beams": 1, "patience": 0, "temperature": 0, "top_k": 1, "best_of": 1, "seed": 0,
+    "no_repeat_ngram": 0, "n_best": 1, "passes": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """Tokens as they were chosen, the end token included when it was reached, and their log-probabilities.
+
+    `score` is what hypotheses are ranked by; `stop_reason` is "end" or "max_length"; `attention` is (tokens, regions).
+    """
+
+    tokens: list[int]
+    logprobs: list[float]
+    score: float
+    stop_reason: str
+    attention: Floats | None = None
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Another hypothesis than the one that became the caption; its fields are those of `Caption`."""
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    logprob: float
+    score: float
+    stop_reason: str
 
 
 @dataclass(frozen=True)
@@ -41,8 +129,11 @@ class Caption:
 
     `tokens` are the ids in the order they were chosen, the end token included when it was reached; `logprobs` has one
     natural logarithm for each of them, `logprob` is their mean. A log-probability is the log-softmax of the logits
-    without the suppressed ids. `stop_reason` is "end" or "max_length". `attention` is float32 (tokens, regions), or
-    None for a family that does not attend. `timings_ms` has image, encode, decode and total.
+    without the bundle's suppressed ids; what the options exclude or a temperature changes does not enter it.
+    `stop_reason` is "end" or "max_length". `attention` is float32 (tokens, regions), or None for a family that does
+    not attend. `timings_ms` has image, encode, decode, total, and step: decode by the number of tokens.
+    `score` is what hypotheses were ranked by, `alternatives` the next best. `confidence` is the calibrated chance that
+    the caption fits, or None for a bundle without calibration.
     """
 
     text: str
@@ -51,78 +142,45 @@ class Caption:
     logprob: float
     timings_ms: dict[str, float]
     stop_reason: str
-    attention: npt.NDArray[np.float32] | None
+    attention: Floats | None
+    score: float = 0.0
+    alternatives: tuple[Alternative, ...] = ()
+    confidence: float | None = None
 
 
-class DecoderLoop:
-    """The decoder graph with its state: `begin` a photograph, then alternate `step` and `advance`."""
+class Plan:
+    """Options in the ids of one bundle. Raises OptionsError for what the bundle cannot follow."""
 
-    def __init__(self, graph: Graph, manifest: Manifest) -> None:
-        self.graph = graph
-        self.max_length = manifest.decoding.max_length
-        self.logits = graph.outputs["logits"]  # () -> (batch, vocabulary), of the latest step
-        self.attention = graph.outputs.get("attention")  # () -> (batch, regions), of the latest step
-        self._rows = manifest.state
-        self._token, self._position = graph.inputs["token"], graph.inputs["position"]
-        self._carried = [(graph.inputs[r.name], graph.outputs[r.name]) for r in self._rows if r.kind == "carried"]
-        # Where an appended column goes at each position, made here once instead of at every step.
-        self._appended = [
-            (graph.inputs[row.name], graph.outputs[row.name], _columns(row.axis, self.max_length))
-            for row in self._rows
-            if row.axis is not None
-        ]
+    def __init__(self, options: DecodingOptions, manifest: Manifest, vocabulary: Vocabulary) -> None:
+        spec = manifest.decoding
+        self.options = options
+        self.start_id, self.end_id = spec.start_id, spec.end_id
+        self.steps = steps_allowed(manifest, options)
+        self.suppressed = _index(spec.suppressed_ids)  # never chosen, and no part of any probability
+        self.prefix = tuple(vocabulary.tokenize(options.prefix)) if options.prefix.strip() else ()
+        self._banned = sorted({_one_token(word, vocabulary) for word in options.suppress})
+        self.restricted = bool(self._banned or options.min_length or options.no_repeat_ngram)
+        if len(self.prefix) >= self.steps:
+            raise OptionsError(
+                f"the prefix has {len(self.prefix)} tokens, but the caption may have {self.steps} at most."
+            )
+        if options.min_length >= self.steps:
+            raise OptionsError(f"min_length is {options.min_length}, expected less than max_length, {self.steps}.")
 
-    def begin(self, encoded: Mapping[str, npt.NDArray[Any]], batch: int = 1) -> None:
-        """Set the state for a new photograph: the encoder's outputs, each (1, ...), and zeros for every other row."""
-        self.graph.resize_batch(batch)
-        for row in self._rows:
-            view = self.graph.inputs[row.name]()
-            view[...] = encoded.get(row.name, 0)  # (1, ...) spreads over the batch
+    def banned(self, tokens: Sequence[int]) -> list[int]:
+        """What may not follow these tokens by the options (the bundle's suppressed ids apart)."""
+        banned = list(self._banned)
+        if len(tokens) < self.options.min_length:
+            banned.append(self.end_id)
+        n = self.options.no_repeat_ngram
+        if n and len(tokens) >= n:
+            last = tuple(tokens[len(tokens) - n + 1 :])
+            banned += [tokens[i + n - 1] for i in range(len(tokens) - n + 1) if tuple(tokens[i : i + n - 1]) == last]
+        return banned
 
-    def step(self, tokens: int | npt.NDArray[np.integer[Any]], position: int) -> None:
-        """Feed one token, or (batch, 1) tokens, at a position counted from 0; `logits` and `attention` are then new."""
-        self._token()[...] = tokens
-        self._position()[...] = position
-        self.graph.invoke()
-
-    def advance(self, position: int) -> None:
-        """Take over the state that the latest step returned, so that the next position can be computed."""
-        for state, new in self._carried:
-            state()[...] = new()
-        for state, column, places in self._appended:
-            state()[places[position]] = column()
-
-
-def greedy(
-    loop: DecoderLoop, manifest: Manifest, options: DecodingOptions
-) -> tuple[list[int], list[float], npt.NDArray[np.float32] | None, str]:
-    """Take the likeliest token at every step until the end token; the loop must have begun a photograph.
-
-    Returns tokens, their log-probabilities, attention (tokens, regions) or None, and the stop reason. Raises
-    OptionsError when the options ask for more steps than the bundle's decoder has.
-    """
-    spec = manifest.decoding
-    max_length = steps_allowed(manifest, options)
-    choose = _chooser(manifest)
-    tokens: list[int] = []
-    logprobs: list[float] = []
-    attention = None
-    if loop.attention is not None:
-        attention = np.empty((max_length, loop.attention().shape[-1]), np.float32)
-    token = spec.start_id
-    for position in range(max_length):
-        loop.step(token, position)
-        token, logprob = choose(loop.logits()[0])
-        tokens.append(token)
-        logprobs.append(logprob)
-        if attention is not None and loop.attention is not None:
-            attention[position] = loop.attention()[0]
-        if token == spec.end_id:
-            break
-        if position + 1 < max_length:
-            loop.advance(position)
-    stop_reason = "end" if token == spec.end_id else "max_length"
-    return tokens, logprobs, None if attention is None else attention[: len(tokens)], stop_reason
+    def score(self, logprob_sum: float, length: int) -> float:
+        """What hypotheses are ranked by."""
+        return float(logprob_sum / length**self.options.length_penalty)
 
 
 def steps_allowed(manifest: Manifest, options: DecodingOptions) -> int:
@@ -133,48 +191,28 @@ def steps_allowed(manifest: Manifest, options: DecodingOptions) -> int:
     return options.max_length or most
 
 
-def forced(loop: DecoderLoop, manifest: Manifest, tokens: list[int]) -> list[float]:
-    """Log-probabilities of given tokens, the end token included, each after those before it; the loop has begun.
-
-    Raises OptionsError for more tokens than the decoder has steps.
-    """
-    spec = manifest.decoding
-    if len(tokens) > spec.max_length:
-        most = spec.max_length - 1
-        raise OptionsError(f"the text has {len(tokens) - 1} tokens, but this bundle takes at most {most}.")
-    logprobs = []
-    fed = spec.start_id
-    for position, token in enumerate(tokens):
-        loop.step(fed, position)
-        scores = loop.logits()[0].astype(np.float64)
-        scores[list(spec.suppressed_ids)] = -np.inf
-        scores -= scores.max()
-        logprobs.append(float(scores[token] - np.log(np.exp(scores).sum())))
-        if position + 1 < len(tokens):
-            loop.advance(position)
-        fed = token
-    return logprobs
+def _one_token(word: str, vocabulary: Vocabulary) -> int:
+    ids = vocabulary.tokenize(word)
+    if len(ids) != 1:
+        raise OptionsError(
+            f"suppress: {word!r} is {len(ids)} tokens, expected one word that this vocabulary has whole."
+        )
+    return ids[0]
 
 
-def _chooser(manifest: Manifest) -> Callable[[npt.NDArray[np.float32]], tuple[int, float]]:
-    """A function from logits (vocabulary,) to the likeliest allowed token and its log-probability."""
-    scores = np.empty(manifest.vocabulary.size, np.float32)
-    suppressed = np.array(manifest.decoding.suppressed_ids, np.intp)
-
-    def choose(logits: npt.NDArray[np.float32]) -> tuple[int, float]:
-        np.copyto(scores, logits)
-        scores[suppressed] = -np.inf
-        token = int(scores.argmax())
-        if not isfinite(scores[token]):  # argmax stops at the first NaN
-            raise InterpreterError("The decoder returned logits that are no finite numbers. Run `captionlite verify`.")
-        # log softmax(scores)[token], with the greatest score taken out first so that exp cannot overflow
-        np.subtract(scores, scores[token], out=scores)
-        np.exp(scores, out=scores)
-        return token, -float(np.log(scores.sum()))
-
-    return choose
+def no_finite_logits() -> InterpreterError:
+    """What to raise when the decoder's numbers are broken."""
+    return InterpreterError("The decoder returned logits that are no finite numbers. Run `captionlite verify`.")
 
 
-def _columns(axis: int, length: int) -> list[tuple[slice, ...]]:
-    """For each position, the index of that one column along `axis`."""
-    return [(*(slice(None),) * axis, slice(position, position + 1)) for position in range(length)]
+def nothing_left() -> OptionsError:
+    """What to raise when the options exclude every token."""
+    return OptionsError("the options leave no token to choose; loosen suppress, min_length or no_repeat_ngram.")
+
+
+def _index(ids: Sequence[int]) -> Any:
+    """An index for these ids: a slice where they are neighbours, which is much the faster."""
+    ordered = sorted(set(ids))
+    if ordered and ordered[-1] - ordered[0] == len(ordered) - 1:
+        return slice(ordered[0], ordered[-1] + 1)
+    return np.array(ordered, np.intp)

@@ -5,6 +5,7 @@ its SignatureRunner, so the runner is used once, to learn which name is which te
 alive, or any view, `invoke()` raises.
 """
 
+import ctypes
 import importlib
 import os
 import sys
@@ -166,6 +167,25 @@ class Graph:
             raise self._refused(error) from None
         self.batch = batch
         self._outputs_checked = False
+
+    def pinned(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
+        """Inputs and outputs by name as arrays that may live on over `invoke()`, up to the next `resize_batch`.
+
+        A view through the interpreter costs 0.27 us, and a step needs a dozen. The interpreter plans its memory when
+        it allocates; a tensor moves only with its size, which the manifest fixes. The arrays keep the graph alive.
+        """
+        for view in self.inputs.values():
+            view()[...] = 0  # what a resize leaves there is no token that an embedding has
+        self.invoke()  # an output that is allocated late has its address from here on
+        return (
+            {name: self._pin(view()) for name, view in self.inputs.items()},
+            {name: self._pin(view()) for name, view in self.outputs.items()},
+        )
+
+    def _pin(self, view: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        memory = (ctypes.c_char * view.nbytes).from_address(view.ctypes.data)
+        memory.graph = self  # type: ignore[attr-defined]
+        return np.ndarray(view.shape, view.dtype, buffer=memoryview(memory))
 
     def invoke(self) -> None:
         """Compute the outputs from the inputs. No view may be alive. Raises InterpreterError."""

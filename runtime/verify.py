@@ -91,7 +91,7 @@ def verify(bundle: Bundle, threads: int | None = None) -> VerifyReport:
         fed = manifest.decoding.start_id
         for position, token in enumerate(golden.tokens[i][golden.tokens[i] >= 0]):
             loop.step(fed, position)
-            logits[i, position] = loop.logits()[0]
+            logits[i, position] = loop.logits[0]
             loop.advance(position)
             fed = int(token)
         expected = [int(token) for token in golden.tokens[i] if token >= 0]

@@ -69,7 +69,7 @@ def test_json_prints_one_object_a_line_in_the_order_given(run: Run, toy_director
         assert list(record) == ["image", "caption", "tokens", "logprob", "timings_ms"]
         assert record["caption"] == caption_of(Path(record["image"]))
         assert record["logprob"] < 0
-        assert set(record["timings_ms"]) == {"image", "encode", "decode", "total"}
+        assert set(record["timings_ms"]) == {"image", "encode", "decode", "step", "total"}
     assert records[0]["tokens"] == records[3]["tokens"]
 
 

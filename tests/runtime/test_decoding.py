@@ -8,9 +8,9 @@ import pytest
 import toy_bundle
 
 from captionlite.runtime import Captioner, DecodingOptions
-from captionlite.runtime.decoding import DecoderLoop
 from captionlite.runtime.errors import InterpreterError, OptionsError
 from captionlite.runtime.interpreter import Graph
+from captionlite.runtime.loop import DecoderLoop
 
 PHOTOGRAPHS = toy_bundle.photographs(40, seed=8)
 
@@ -104,13 +104,13 @@ def test_a_batch_computes_what_its_rows_compute_alone(captioner: Captioner) -> N
         loop.step(toy_bundle.START, 0)
         loop.advance(0)
         loop.step(token, 1)
-        alone.append(loop.logits()[0].copy())
+        alone.append(loop.logits[0].copy())
     loop.begin(encoded, batch=3)
     loop.step(toy_bundle.START, 0)
-    assert loop.logits().shape == (3, toy_bundle.V)
+    assert loop.logits.shape == (3, toy_bundle.V)
     loop.advance(0)
     loop.step(np.array([[4], [5], [6]]), 1)
-    np.testing.assert_allclose(loop.logits(), np.stack(alone), atol=1e-5)
+    np.testing.assert_allclose(loop.logits, np.stack(alone), atol=1e-5)
     assert list(captioner.caption(image).tokens) == toy_bundle.decode(image).tokens
 
 
@@ -145,4 +145,5 @@ def test_loop_knows_a_family_without_attention(toy_directory: Path) -> None:
     graph = Graph.from_bundle(bundle, "decoder", 1)
     del graph.outputs["attention"]
     loop = DecoderLoop(graph, bundle.manifest)
+    loop.begin({})
     assert loop.attention is None
