@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from math import exp
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -94,8 +95,17 @@ class Captioner:
             **vars(best),
             attention=hypotheses[0].attention,
             alternatives=tuple(others),
+            confidence=self._confidence(best.logprob),
             timings_ms={"decode": decode_ms, "step": decode_ms / len(best.tokens)},
         )
+
+    def check(self, options: DecodingOptions) -> None:
+        """Raises OptionsError when this bundle cannot follow the options: better before the first photograph."""
+        if options.passes is None:
+            self._plan(options)
+        else:
+            self.refiner("--passes")
+            steps_allowed(self.bundle.manifest, options)
 
     def stream(self, image: ImageSource, options: DecodingOptions | None = None) -> Iterator[str]:
         """The caption in pieces, as they come; joined, they are its text. Greedy or one random caption.
@@ -197,6 +207,11 @@ class Captioner:
         if self._latest_plan is None or self._latest_plan.options != options:
             self._latest_plan = Plan(options, self.bundle.manifest, self.bundle.vocabulary)
         return self._latest_plan
+
+    def _confidence(self, logprob: float) -> float | None:
+        """The calibrated chance that a caption of this mean log-probability fits (Platt 1999), where it was fitted."""
+        spec = self.bundle.manifest.decoding.confidence
+        return None if spec is None else 1.0 / (1.0 + exp(-(spec.slope * logprob + spec.intercept)))
 
     def _described(self, hypothesis: Hypothesis) -> Alternative:
         return Alternative(

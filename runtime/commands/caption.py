@@ -5,11 +5,15 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from captionlite.runtime.errors import ImageError
+from captionlite.runtime.commands.options import decoding_options, read_options
+from captionlite.runtime.errors import ImageError, OptionsError
+
+if TYPE_CHECKING:
+    from captionlite.runtime.decoding import Caption, DecodingOptions
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".mpo"))
 STDIN = "-"
@@ -19,34 +23,43 @@ STDIN = "-"
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--bundle", "bundle_name", default="default", show_default=True, help="Bundle directory, zip or name.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the encoder.  [default: all cores]")
+@decoding_options
+@click.option("--n-best", type=click.IntRange(min=1), help="Show so many hypotheses; needs --beams or --best-of.")
 @click.option(
-    "--passes", type=click.IntRange(min=1), help="So many parallel passes instead of a word a step (masked_lm only)."
+    "--min-confidence", type=click.FloatRange(0, 1), help='Below this, say "not sure" and show what it might be.'
 )
+@click.option("--stream", is_flag=True, help="Print each word as soon as it is chosen.")
 @click.option("--fill", "template", metavar="TEXT", help='Fill in the [MASK]s of TEXT instead, e.g. "a [MASK] runs".')
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 def command(
     images: tuple[str, ...],
     bundle_name: str,
     threads: int | None,
-    passes: int | None,
+    min_confidence: float | None,
+    stream: bool,
     template: str | None,
     as_json: bool,
+    **decoding: Any,
 ) -> None:
     """Caption photographs: files, folders (their images sorted by name), or - for image bytes on stdin.
 
     A photograph that cannot be read is reported by name and the rest go on; the exit code is then 1.
     """
     from captionlite.runtime.captioner import Captioner
-    from captionlite.runtime.decoding import DecodingOptions
     from captionlite.runtime.interpreter import without_chatter
 
-    if passes is not None and template is not None:
-        raise click.UsageError("--fill and --passes exclude each other: masks are filled in one after another.")
+    options = read_options(decoding)
+    _check_together(options, min_confidence, stream, template, as_json)
     with without_chatter():
         captioner = Captioner.from_bundle(bundle_name, threads)
-        if passes is not None or template is not None:
-            captioner.refiner("--fill" if passes is None else "--passes")
-    options = DecodingOptions(passes=passes)
+        captioner.check(options)
+        if template is not None:
+            captioner.refiner("--fill")
+    if min_confidence is not None and captioner.bundle.manifest.decoding.confidence is None:
+        raise OptionsError(
+            f"--min-confidence: {captioner.bundle.manifest.name!r} has no calibrated confidence. "
+            f"Fit one with `captionlite confidence`."
+        )
     bare = len(images) == 1 and not os.path.isdir(images[0])
     failed = False
     for name in _expand(images):
@@ -56,6 +69,9 @@ def command(
             continue
         try:
             source = sys.stdin.buffer.read() if name == STDIN else name
+            if stream:
+                _print_stream("" if bare else f"{click.format_filename(name)}: ", captioner.stream(source, options))
+                continue
             result = captioner.caption(source, options) if template is None else captioner.fill(source, template)
         except ImageError as error:
             failed = True
@@ -64,20 +80,62 @@ def command(
             else:
                 click.echo(f"Error: {error}", err=True)
             continue
+        sure = min_confidence is None or result.confidence is None or result.confidence >= min_confidence
         if as_json:
-            _print_json(
-                {
-                    "image": name,
-                    "caption": result.text,
-                    "tokens": list(result.tokens),
-                    "logprob": result.logprob,
-                    "timings_ms": {stage: round(value, 3) for stage, value in result.timings_ms.items()},
-                }
-            )
+            _print_json(_record(name, result, sure))
         else:
-            click.echo(result.text if bare else f"{click.format_filename(name)}: {result.text}")
+            click.echo(("" if bare else f"{click.format_filename(name)}: ") + (result.text if sure else "not sure"))
+            for text, logprob in _hypotheses(result) if not sure or options.n_best > 1 else ():
+                click.echo(f"    {logprob:.3f}  {text}")
     if failed:
         raise SystemExit(1)
+
+
+def _check_together(
+    options: "DecodingOptions", min_confidence: float | None, stream: bool, template: str | None, as_json: bool
+) -> None:
+    """Options that this command cannot follow together are wrong usage."""
+    from captionlite.runtime.decoding import DecodingOptions
+
+    if template is not None and (options != DecodingOptions() or min_confidence is not None):
+        raise click.UsageError("--fill takes no decoding options: the masks are filled in one after another.")
+    if stream and (as_json or template is not None or min_confidence is not None):
+        raise click.UsageError("--stream prints words as they come; leave out --json, --fill and --min-confidence.")
+    if stream and (options.hypotheses > 1 or options.passes is not None):
+        raise click.UsageError("--stream: --beams, --best-of and --passes choose between whole captions.")
+
+
+def _record(name: str, result: "Caption", sure: bool) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "image": name,
+        "caption": result.text,
+        "tokens": list(result.tokens),
+        "logprob": result.logprob,
+        "timings_ms": {stage: round(value, 3) for stage, value in result.timings_ms.items()},
+    }
+    if result.confidence is not None:
+        record["confidence"] = round(result.confidence, 4)
+    if not sure:
+        record["sure"] = False
+    if result.alternatives:
+        record["alternatives"] = [
+            {"caption": other.text, "tokens": list(other.tokens), "logprob": other.logprob, "score": other.score}
+            for other in result.alternatives
+        ]
+    return record
+
+
+def _hypotheses(result: "Caption") -> list[tuple[str, float]]:
+    return [(result.text, result.logprob), *((other.text, other.logprob) for other in result.alternatives)]
+
+
+def _print_stream(prefix: str, words: Iterator[str]) -> None:
+    first = next(words, "")  # what cannot be captioned fails here, before a half line is out
+    click.echo(prefix + first, nl=False)
+    for word in words:
+        click.echo(word, nl=False)
+        sys.stdout.flush()
+    click.echo()
 
 
 def _expand(names: tuple[str, ...]) -> Iterator[str | ImageError]:
