@@ -6,9 +6,10 @@ float greyscale brought to 8 bits. Colour profiles are ignored, as they were in 
 
 import os
 import warnings
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ from PIL import Image, UnidentifiedImageError
 
 from captionlite.runtime.errors import ImageError
 from captionlite.runtime.manifest import ImageSpec
+
+T = TypeVar("T")
 
 
 class HasBytes(Protocol):
@@ -56,15 +59,42 @@ def load_image(source: ImageSource, spec: ImageSpec) -> npt.NDArray[np.uint8]:
 
     Raises ImageError for anything that is missing, empty, truncated, no image, or larger than MAX_PIXELS.
     """
+
+    def squash(image: Image.Image) -> npt.NDArray[np.uint8]:
+        small = image.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
+        return np.array(small, dtype=np.uint8)  # (height, width, 3)
+
+    return _read(source, (spec.height, spec.width), squash)
+
+
+def open_upright(source: ImageSource, longest: int) -> Image.Image:
+    """The photograph as people look at it: RGB, upright, in its own proportions, to be shown.
+
+    Its longer side has `longest` pixels, or as many as the photograph has if those are fewer. Sources, checks and
+    errors are those of `load_image`.
+    """
+
+    def shrink(image: Image.Image) -> Image.Image:
+        scale = min(longest / max(image.size), 1.0)
+        size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+        shown = image.resize(size, Image.Resampling.LANCZOS)
+        shown.info = {}  # its EXIF block would have the next reader turn it once more
+        return shown
+
+    return _read(source, (longest, longest), shrink)
+
+
+def _read(source: ImageSource, wanted: tuple[int, int], use: Callable[[Image.Image], T]) -> T:
+    """What `use` makes of the photograph, RGB and upright, decoded to at least twice the `wanted` (height, width)."""
     name = _describe(source)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels are what counts
             if isinstance(source, Image.Image):
-                return _prepare(source, spec, name)
+                return use(_upright(source, name))
             with _open(source, name) as image:
-                _draft(image, spec)
-                return _prepare(image, spec, name)
+                _draft(image, wanted)
+                return use(_upright(image, name))
     except ImageError:
         raise
     except MemoryError:
@@ -79,13 +109,11 @@ def load_image(source: ImageSource, spec: ImageSpec) -> npt.NDArray[np.uint8]:
         raise _unreadable(name, error) from None
 
 
-def _prepare(image: Image.Image, spec: ImageSpec, name: str) -> npt.NDArray[np.uint8]:
+def _upright(image: Image.Image, name: str) -> Image.Image:
     _check_size(image, name)
     image.load()
     turn = _TURNS.get(_orientation(image))  # asked after load(): some of Pillow's formats turn themselves there
-    upright = image if turn is None else image.transpose(turn)
-    small = _to_rgb(upright, image.format).resize((spec.width, spec.height), Image.Resampling.BILINEAR)
-    return np.array(small, dtype=np.uint8)  # (height, width, 3)
+    return _to_rgb(image if turn is None else image.transpose(turn), image.format)
 
 
 def _check_size(image: Image.Image, name: str) -> None:
@@ -99,15 +127,15 @@ def _check_size(image: Image.Image, name: str) -> None:
         raise ImageError(f"{name}: {width} x {height} pixels, expected at least one.")
 
 
-def _draft(image: Image.Image, spec: ImageSpec) -> None:
-    """Have a large JPEG decoded at 1/2, 1/4 or 1/8, as long as twice the wanted size remains in both directions.
+def _draft(image: Image.Image, wanted: tuple[int, int]) -> None:
+    """Have a large JPEG decoded at 1/2, 1/4 or 1/8, as long as twice the wanted (height, width) remains.
 
     So the antialiased resize still averages real pixels. It does nothing to other formats.
     """
     _check_size(image, _describe(image))
-    wanted = (2 * spec.width, 2 * spec.height)
     if image.format in ("JPEG", "MPO"):
-        image.draft(None, wanted[::-1] if _orientation(image) in (5, 6, 7, 8) else wanted)
+        height, width = wanted[::-1] if _orientation(image) in (5, 6, 7, 8) else wanted
+        image.draft(None, (2 * width, 2 * height))
 
 
 def _orientation(image: Image.Image) -> int:
