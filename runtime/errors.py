@@ -19,3 +19,7 @@ class InterpreterError(CaptionliteError):
 
 class OptionsError(CaptionliteError):
     """Decoding options that make no sense, or that this bundle cannot follow."""
+
+
+class OutputError(CaptionliteError):
+    """A file that cannot be written where it was asked for."""

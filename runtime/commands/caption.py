@@ -30,6 +30,12 @@ STDIN = "-"
 )
 @click.option("--stream", is_flag=True, help="Print each word as soon as it is chosen.")
 @click.option("--fill", "template", metavar="TEXT", help='Fill in the [MASK]s of TEXT instead, e.g. "a [MASK] runs".')
+@click.option(
+    "--attention",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Show what each word looked at: a picture (.png), an animation (.gif) or the numbers (.json).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 def command(
     images: tuple[str, ...],
@@ -38,6 +44,7 @@ def command(
     min_confidence: float | None,
     stream: bool,
     template: str | None,
+    attention: Path | None,
     as_json: bool,
     **decoding: Any,
 ) -> None:
@@ -50,6 +57,8 @@ def command(
 
     options = read_options(decoding)
     _check_together(options, min_confidence, stream, template, as_json)
+    if attention is not None:
+        _check_attention(images, stream)
     with without_chatter():
         captioner = Captioner.from_bundle(bundle_name, threads)
         captioner.check(options)
@@ -60,6 +69,10 @@ def command(
             f"--min-confidence: {captioner.bundle.manifest.name!r} has no calibrated confidence. "
             f"Fit one with `captionlite confidence`."
         )
+    if attention is not None:
+        from captionlite.runtime.attention import check_attention_file, write_attention
+
+        check_attention_file(attention, captioner.bundle)
     bare = len(images) == 1 and not os.path.isdir(images[0])
     failed = False
     for name in _expand(images):
@@ -87,6 +100,8 @@ def command(
             click.echo(("" if bare else f"{click.format_filename(name)}: ") + (result.text if sure else "not sure"))
             for text, logprob in _hypotheses(result) if not sure or options.n_best > 1 else ():
                 click.echo(f"    {logprob:.3f}  {text}")
+        if attention is not None:
+            write_attention(attention, source, result, captioner.bundle, name=name)
     if failed:
         raise SystemExit(1)
 
@@ -103,6 +118,14 @@ def _check_together(
         raise click.UsageError("--stream prints words as they come; leave out --json, --fill and --min-confidence.")
     if stream and (options.hypotheses > 1 or options.passes is not None):
         raise click.UsageError("--stream: --beams, --best-of and --passes choose between whole captions.")
+
+
+def _check_attention(images: tuple[str, ...], stream: bool) -> None:
+    if len(images) > 1 or os.path.isdir(images[0]):
+        found = f"{len(images)} arguments" if len(images) > 1 else "a folder"
+        raise click.UsageError(f"--attention shows one photograph, found {found}. Name a single one.")
+    if stream:
+        raise click.UsageError("--attention shows a whole caption; leave out --stream.")
 
 
 def _record(name: str, result: "Caption", sure: bool) -> dict[str, Any]:
