@@ -13,7 +13,7 @@ from drawings import TINY_PRESET, write_drawings
 if keras.backend.backend() != "tensorflow":
     pytest.skip("TensorFlow converts; KERAS_BACKEND is another", allow_module_level=True)
 
-import tensorflow as tf
+from converted import FirstState, graph
 
 from captionlite.export.convert import convert
 from captionlite.export.exporter import export_run, signature_specs
@@ -36,21 +36,6 @@ CONTROL_FLOW = {"WHILE", "IF", "CALL", "CALL_ONCE"}
 # The quantizer leaves matrices of fewer than 1024 weights alone, so the int8 test makes the tiny models wider.
 WIDTHS = ("units", "key_dim", "feed_forward", "embedding", "attention", "image_bottleneck", "logits_bottleneck")
 WIDER = 4
-
-
-class FirstState(tf.Module):  # type: ignore[misc]
-    """What a family computes once per photograph, without an encoder in front: features -> constants, first states."""
-
-    def __init__(self, model: DecoderFamily) -> None:
-        super().__init__()
-        self._tracked = [v.value for v in model.variables]
-        signature = tf.TensorSpec((1, *model.feature_shape), tf.float32, name="features")
-
-        @tf.function(input_signature=[signature])
-        def serve(features: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {name: tf.identity(value, name) for name, value in model.initial_state(features).items()}
-
-        self.serve = serve
 
 
 @cache
@@ -78,10 +63,6 @@ def int8_count(content: bytes) -> int:
     from ai_edge_litert import schema_py_generated as schema
 
     return sum(tensor.type == schema.TensorType.INT8 for tensor in tensors(content))
-
-
-def graph(content: bytes) -> Graph:
-    return Graph(content, *signature_specs(content), threads=1, where="the test's graph")
 
 
 def decode(first: Graph, decoder: Graph, model: DecoderFamily, features: np.ndarray, tokens: np.ndarray) -> np.ndarray:
