@@ -6,7 +6,6 @@ the whole photograph, as the photograph was squashed as a whole into the encoder
 """
 
 import io
-import unicodedata
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ FRAME = 400  # longer side of the photograph in the animation
 COLUMNS_WITHIN = 1320  # the sheet's width, in pixels, unless a single thumbnail is wider
 # In shares of the attention that each region would get from an even look: cold up to here, as hot as can be from there.
 NO_HEAT, FULL_HEAT = 0.5, 3.0
+MOST_WORDS = 200  # a caption is no novel: beyond it a picture would fill the memory
 FRAME_MS, LAST_FRAME_MS = 700, 1600
 
 PAPER, INK, FAINT = (250, 250, 247), (24, 24, 28), (150, 150, 150)
@@ -56,7 +56,11 @@ def overlay(photograph: Image.Image, attention: npt.NDArray[np.float32]) -> Imag
 
 
 def sheet(photograph: Image.Image, seen: SeenCaption) -> bytes:
-    """A PNG: the caption as heading, then the photograph as it is and once for each word, row by row."""
+    """A PNG: the caption as heading, then the photograph as it is and once for each word, row by row.
+
+    Raises OutputError for more than MOST_WORDS words, and where Pillow cannot draw text.
+    """
+    _check_length(seen)
     photograph = _fitted(photograph, THUMBNAIL)
     heading_font, font = _font(HEADING, seen.text), _font(TITLE, seen.text)
     titles = ["", *(_cut(word.word, font, THUMBNAIL) for word in seen.words)]
@@ -78,11 +82,15 @@ def sheet(photograph: Image.Image, seen: SeenCaption) -> bytes:
         pen.text((x, y), title, INK, font)
         shown = overlay(photograph, seen.words[number - 1].attention) if number else photograph
         picture.paste(shown, (x, y + title_line))
-    return _encoded(picture, "PNG", optimize=True)
+    return _encoded(picture, "PNG")
 
 
 def animation(photograph: Image.Image, seen: SeenCaption) -> bytes:
-    """An endless GIF: a frame for each word, the word below the photograph and the caption below the word."""
+    """An endless GIF: a frame for each word, the word below the photograph and the caption below the word.
+
+    A caption without words gives one frame, the photograph as it is. Raises OutputError as `sheet` does.
+    """
+    _check_length(seen)
     photograph = _fitted(photograph, FRAME)
     large, small = _font(HEADING, seen.text), _font(TITLE, seen.text)
     width = max(photograph.width, THUMBNAIL) + 2 * MARGIN
@@ -103,6 +111,11 @@ def animation(photograph: Image.Image, seen: SeenCaption) -> bytes:
         blank.paste(photograph, place)
         frames.append(blank)
     return _animated(frames)
+
+
+def _check_length(seen: SeenCaption) -> None:
+    if len(seen.words) > MOST_WORDS:
+        raise OutputError(f"A caption of {len(seen.words)} words makes no picture, expected at most {MOST_WORDS}.")
 
 
 def _draw_caption(
@@ -143,23 +156,22 @@ def _fitted(photograph: Image.Image, longest: int) -> Image.Image:
 def _font(size: int, text: str) -> Font:
     """Pillow's own font, which knows ASCII alone; for other text DejaVu Sans, where the machine has it."""
     try:
-        if not unicodedata.normalize("NFKC", text).isascii():
+        if not text.isascii():
             try:
                 return ImageFont.truetype("DejaVuSans.ttf", size)
             except OSError:
                 pass
         return ImageFont.load_default(size=size)
     except ImportError:  # a Pillow that was built without FreeType
-        raise OutputError("This Pillow cannot draw text (no FreeType). Write the attention as .json instead.") from None
+        raise OutputError("This Pillow cannot draw text (it has no FreeType). Write .json instead.") from None
 
 
 def _cut(text: str, font: Font, width: int) -> str:
     """A text, cut short with dots if it is wider than that."""
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
+    fitting = sum(font.getlength(text[:length] + "...") <= width for length in range(width))  # no letter is 0 wide
+    return text[: max(fitting - 1, 0)] + "..."
 
 
 def _wrapped(words: list[str], font: Font, width: int) -> list[list[str]]:
