@@ -1,5 +1,6 @@
 """Every family as it is exported: converted decoders against Keras, and a whole run to a verified bundle."""
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from captionlite.export.convert import convert
 from captionlite.export.exporter import export_run, signature_specs
 from captionlite.export.graphs import DecoderGraph, decoder_inputs
 from captionlite.export.recipes import RECIPES
+from captionlite.runtime.attention import check_attention_file, write_attention
 from captionlite.runtime.bundle import Bundle
 from captionlite.runtime.captioner import Captioner
+from captionlite.runtime.errors import OptionsError
 from captionlite.runtime.interpreter import Graph
 from captionlite.runtime.manifest import AttentionSpec
 from captionlite.runtime.verify import verify
@@ -192,6 +195,16 @@ def test_a_run_becomes_a_bundle_that_captions_as_keras_does(trained: tuple[Run, 
     captioner = Captioner(bundle)
     for picture in pictures[::5]:
         assert captioner.caption(picture).text == run.caption(picture)
+    out = tmp_path / "seen.json"
+    caption = captioner.caption(pictures[0])
+    if run.model.attends:
+        write_attention(out, pictures[0], caption, bundle)
+        words = json.loads(out.read_text())["words"]
+        assert [word["word"] for word in words] == caption.text.split()
+        assert all(np.shape(word["attention"]) == (4, 6) for word in words)
+    else:
+        with pytest.raises(OptionsError, match="sees the photograph as one vector"):
+            check_attention_file(out, bundle)
 
 
 def test_an_int8_bundle_verifies(trained: tuple[Run, list[Path]], tmp_path: Path) -> None:
