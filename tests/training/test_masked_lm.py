@@ -10,7 +10,8 @@ import pytest
 from captionlite.training.config import load_config
 from captionlite.training.errors import ConfigError
 from captionlite.training.families import build_family
-from captionlite.training.families.masked_lm import MaskedLM, averaging
+from captionlite.training.families.masked_lm import MaskedLM
+from captionlite.training.families.masked_parts import averaging
 from captionlite.training.vocabulary import END_ID, MASK_ID, PAD_ID, START_ID, UNKNOWN_ID
 
 SMALL, ALBERT = harness.MASKED_LM, harness.ALBERT

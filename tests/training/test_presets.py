@@ -125,6 +125,26 @@ def test_a_published_system_trains_as_published(name: str, training: dict[str, A
     assert (config.label_smoothing, config.captions_per_photo, config.flip) == (0.0, 1, False)
 
 
+def test_vocabularies_are_made_as_published() -> None:
+    made = {name: load_config(name).vocabulary for name in (*PUBLISHED, "bimodal_albert")}
+    found = {name: (v.standardization, v.min_count, v.max_size, v.sentencepiece) for name, v in made.items()}
+    assert found == {
+        "show_and_tell": ("word_split", 5, None, None),
+        "show_attend_tell": ("tutorial_top_k", 1, 5000, None),
+        "visual_transformer": ("keras_text_vectorization", 1, 5000, None),
+        "bimodal_albert": ("plain_words", 1, None, "albert/albert-base-v2"),  # the words are SentencePiece's
+    }
+
+
+def test_the_bimodal_system_trains_as_published() -> None:
+    config = load_config("bimodal_albert")
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.epsilon, optimizer.clipnorm) == (1e-5, 1e-8, 1.0)
+    assert (config.batch_size, config.steps_per_epoch) == (8, 250)
+    assert (config.keep_every_epochs, config.keep_newest) == (5, 5)
+    assert config.family["mask_share"] == 0.15
+
+
 def test_figures_of_ours_are_of_presets_there_are() -> None:
     assert set(our_figures()) <= set(preset_names())
     assert "ours" not in preset_names()
