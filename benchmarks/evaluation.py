@@ -3,45 +3,89 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import mean
 from time import perf_counter
 from typing import Any, Protocol
 
-from captionlite.runtime.decoding import Caption
+from captionlite.runtime.decoding import Caption, DecodingOptions
 from captionlite.runtime.errors import CaptionliteError, ImageError
 from captionlite.runtime.image import ImageSource
 from captionlite.runtime.manifest import Manifest
 from captionlite.training.datasets import Example
-from captionlite.training.scoring import Scores, distinct_captions, distinct_words, repeated_phrases, score_captions
+from captionlite.training.scoring import (
+    PhotoScores,
+    Scores,
+    distinct_captions,
+    distinct_words,
+    repeated_phrases,
+    score_hypotheses,
+    score_photographs,
+)
 
 
 class Captions(Protocol):
     """What is evaluated: a `captionlite.runtime.captioner.Captioner`, or anything else that captions a photograph."""
 
-    def caption(self, image: ImageSource) -> Caption: ...
+    def caption(self, image: ImageSource, options: DecodingOptions | None = None) -> Caption: ...
 
 
 @dataclass(frozen=True)
 class EvaluatedPhoto:
-    """One photograph: the caption, or the error when it could not be read (then `caption` is None)."""
+    """One photograph: the caption and its scores, or the error when it could not be read (then the others are None).
+
+    `alternatives_cider` has the CIDEr of each of the caption's alternatives, where n-best was asked for.
+    """
 
     example: Example
     caption: Caption | None
     error: str | None = None
+    scores: PhotoScores | None = None
+    alternatives_cider: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """`captionlite caption --json`'s form, with the photograph's id and what people wrote."""
+        """`captionlite caption --json`'s form, with the photograph's id, scores, and what people wrote."""
         record: dict[str, Any] = {"id": self.example.id, "image": str(self.example.image)}
         if self.caption is None:
             return {**record, "error": self.error}
-        tokens, logprob = list(self.caption.tokens), self.caption.logprob
-        return {
-            **record,
+        record |= {
             "caption": self.caption.text,
-            "tokens": tokens,
-            "logprob": logprob,
-            "references": list(self.example.captions),
+            "tokens": list(self.caption.tokens),
+            "logprob": self.caption.logprob,
+        }
+        if self.caption.confidence is not None:
+            record["confidence"] = round(self.caption.confidence, 4)
+        if self.scores is not None:
+            record |= {name: round(value, 4) for name, value in asdict(self.scores).items()}
+        if self.alternatives_cider:
+            record["alternatives"] = [
+                {"caption": other.text, "logprob": other.logprob, "score": other.score, "cider": round(cider, 4)}
+                for other, cider in zip(self.caption.alternatives, self.alternatives_cider, strict=True)
+            ]
+        return {**record, "references": list(self.example.captions)}
+
+
+@dataclass(frozen=True)
+class NBest:
+    """What lies among the `n` hypotheses a photograph.
+
+    `oracle_cider` takes, of each photograph's hypotheses, the one whose CIDEr is best: nobody can do that without the
+    references, so it is no score of the bundle but how much a better ranking could win at most. `mean_cider` takes
+    them all, and so says what picking one blindly is worth. `distinct` is how many of the n differ, on average.
+    """
+
+    n: int
+    oracle_cider: float
+    mean_cider: float
+    distinct: float
+
+    def to_json(self) -> dict[str, float | int]:
+        return {
+            "n_best": self.n,
+            "oracle_cider": round(self.oracle_cider, 5),
+            "n_best_mean_cider": round(self.mean_cider, 5),
+            "n_best_distinct_captions": round(self.distinct, 3),
         }
 
 
@@ -56,6 +100,7 @@ class Evaluation:
     repeated_phrases: int
     mean_words: float
     seconds: float  # decoding, resizing and captioning, one photograph after another
+    n_best: NBest | None = None
 
     @property
     def failed(self) -> tuple[EvaluatedPhoto, ...]:
@@ -68,49 +113,81 @@ class Evaluation:
             "distinct_captions": self.distinct_captions,
             "repeated_phrases": self.repeated_phrases,
             "mean_words": round(self.mean_words, 3),
+            **({} if self.n_best is None else self.n_best.to_json()),
             "seconds": round(self.seconds, 3),
             "errors": [{"image": str(photo.example.image), "error": photo.error} for photo in self.failed],
         }
 
 
 def evaluate(
-    captioner: Captions, examples: Sequence[Example], advance: Callable[[int], None] | None = None
+    captioner: Captions,
+    examples: Sequence[Example],
+    advance: Callable[[int], None] | None = None,
+    options: DecodingOptions | None = None,
 ) -> Evaluation:
-    """Caption every example greedily, then score the captions against the examples' own.
+    """Caption every example by the options (greedily by default), then score the captions against the examples' own.
 
-    A photograph that cannot be read is kept with its error and left out of the scores. `advance` is called with 1
-    after each photograph. Raises CaptionliteError when not one photograph could be captioned.
+    With `n_best` among the options, all those hypotheses are scored as well. A photograph that cannot be read is kept
+    with its error and left out of the scores. `advance` is called with 1 after each photograph. Raises
+    CaptionliteError when not one photograph could be captioned.
     """
+    options = options or DecodingOptions()
     started = perf_counter()
     photos = []
-    for photo in _caption_all(captioner, examples):
+    for photo in caption_all(captioner, examples, options):
         photos.append(photo)
         if advance is not None:
             advance(1)
     seconds = perf_counter() - started
-    captions = {photo.example.id: photo.caption.text for photo in photos if photo.caption is not None}
+    captions = {photo.example.id: photo.caption for photo in photos if photo.caption is not None}
     if not captions:
         first = f" The first: {photos[0].error}" if photos else ""
         raise CaptionliteError(f"nothing to score: none of {len(photos)} photographs could be captioned.{first}")
-    scores = score_captions(captions, {photo.example.id: photo.example.captions for photo in photos})
-    texts = list(captions.values())
+    references = {photo.example.id: photo.example.captions for photo in photos}
+    scores, each = score_photographs({key: caption.text for key, caption in captions.items()}, references)
+    n_best: NBest | None = None
+    alternatives: dict[str, tuple[float, ...]] = {}
+    if options.n_best > 1:
+        n_best, alternatives = _score_n_best(captions, references, options.n_best)
+    texts = [caption.text for caption in captions.values()]
     return Evaluation(
-        photos=tuple(photos),
+        photos=tuple(
+            replace(photo, scores=each.get(photo.example.id), alternatives_cider=alternatives.get(photo.example.id, ()))
+            for photo in photos
+        ),
         scores=scores,
         distinct_words=distinct_words(texts),
         distinct_captions=distinct_captions(texts),
         repeated_phrases=repeated_phrases(texts),
         mean_words=sum(len(text.split()) for text in texts) / len(texts),
         seconds=seconds,
+        n_best=n_best,
     )
 
 
-def _caption_all(captioner: Captions, examples: Sequence[Example]) -> Iterator[EvaluatedPhoto]:
+def caption_all(captioner: Captions, examples: Sequence[Example], options: DecodingOptions) -> Iterator[EvaluatedPhoto]:
+    """Each example with its caption or its error, in order, not yet scored."""
     for example in examples:
         try:
-            yield EvaluatedPhoto(example, captioner.caption(example.image))
+            yield EvaluatedPhoto(example, captioner.caption(example.image, options))
         except ImageError as error:
             yield EvaluatedPhoto(example, None, str(error))
+
+
+def _score_n_best(
+    captions: Mapping[str, Caption], references: Mapping[str, Sequence[str]], n: int
+) -> tuple[NBest, dict[str, tuple[float, ...]]]:
+    """The summary, and each photograph's CIDEr of its alternatives. A search may end with fewer than n of them."""
+    texts = {key: [c.text, *(other.text for other in c.alternatives)] for key, c in captions.items()}
+    cider = score_hypotheses(texts, references)
+    every = list(cider.values())
+    summary = NBest(
+        n=n,
+        oracle_cider=mean(max(scores) for scores in every),
+        mean_cider=mean(mean(scores) for scores in every),
+        distinct=mean(distinct_captions(found) for found in texts.values()),
+    )
+    return summary, {key: tuple(scores[1:]) for key, scores in cider.items()}
 
 
 def describe_recipe(manifest: Manifest) -> str:

@@ -68,6 +68,17 @@ class Scores:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class PhotoScores:
+    """What one caption adds to the corpus scores, which are the means of these. BLEU has no such parts.
+
+    `cider` depends on the photographs scored together, as `score_captions` says.
+    """
+
+    rouge_l: float
+    cider: float
+
+
 def score_captions(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> Scores:
     """Score one caption a photograph against that photograph's references.
 
@@ -78,12 +89,48 @@ def score_captions(candidates: Mapping[str, str], references: Mapping[str, Seque
     Raises ValueError for no candidates at all, or a candidate whose photograph has no reference.
     Sources: BLEU, Papineni et al. 2002; ROUGE-L, Lin 2004; CIDEr (the D variant), Vedantam et al. 2015.
     """
+    return score_photographs(candidates, references)[0]
+
+
+def score_photographs(
+    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> tuple[Scores, dict[str, PhotoScores]]:
+    """`score_captions`, and the scores of each photograph beside."""
+    return _score(*_tokenized(candidates, references))
+
+
+def score_hypotheses(
+    hypotheses: Mapping[str, Sequence[str]], references: Mapping[str, Sequence[str]]
+) -> dict[str, list[float]]:
+    """CIDEr of several captions a photograph, in their order: each as if it were the one that `score_captions` got.
+
+    Raises ValueError as `score_captions` does, and for a photograph without a hypothesis.
+    """
+    from pycocoevalcap.cider.cider import Cider
+
+    without = [key for key, captions in hypotheses.items() if not captions]
+    if without:
+        raise ValueError(f"{len(without)} photographs without a hypothesis, the first {without[0]!r}")
+    found: dict[str, list[float]] = {key: [] for key in hypotheses}
+    for rank in range(max(map(len, hypotheses.values()), default=0)):
+        # All photographs each time, so that words weigh the same; those that have run out say their last again.
+        captions = {key: texts[min(rank, len(texts) - 1)] for key, texts in hypotheses.items()}
+        truths, said = _as_text(*_tokenized(captions, references))
+        for key, score in zip(truths, Cider().compute_score(truths, said)[1], strict=True):
+            if rank < len(hypotheses[key]):
+                found[key].append(float(score))
+    return found
+
+
+def _tokenized(
+    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, list[str]], dict[str, list[list[str]]]]:
     if not candidates:
         raise ValueError("no captions to score: found 0 candidates, expected at least 1")
     without = [key for key in candidates if not references.get(key)]
     if without:
         raise ValueError(f"{len(without)} candidates without a reference, the first for {without[0]!r}")
-    return score_tokenized(
+    return (
         {key: tokenize(caption) for key, caption in candidates.items()},
         {key: [tokenize(caption) for caption in references[key]] for key in candidates},
     )
@@ -93,21 +140,36 @@ def score_tokenized(
     candidates: Mapping[str, Sequence[str]], references: Mapping[str, Sequence[Sequence[str]]]
 ) -> Scores:
     """`score_captions` for captions that are tokens already; both mappings have the same keys."""
+    return _score(candidates, references)[0]
+
+
+def _score(
+    candidates: Mapping[str, Sequence[str]], references: Mapping[str, Sequence[Sequence[str]]]
+) -> tuple[Scores, dict[str, PhotoScores]]:
     # Not pycocoevalcap.eval: that imports METEOR and SPICE, which start Java.
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
+    truths, hypotheses = _as_text(candidates, references)
+    bleu, _ = Bleu(4).compute_score(truths, hypotheses, verbose=0)  # verbose would print lengths to stdout
+    rouge_l, rouge_each = Rouge().compute_score(truths, hypotheses)
+    cider, cider_each = Cider().compute_score(truths, hypotheses)
+    bleu_1, bleu_2, bleu_3, bleu_4 = map(float, bleu)
+    scores = Scores(bleu_1, bleu_2, bleu_3, bleu_4, float(rouge_l), float(cider), len(hypotheses))
+    each = zip(truths, rouge_each, cider_each, strict=True)  # the scorers keep the order of `truths`
+    return scores, {key: PhotoScores(float(rouge), float(cider)) for key, rouge, cider in each}
+
+
+def _as_text(
+    candidates: Mapping[str, Sequence[str]], references: Mapping[str, Sequence[Sequence[str]]]
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """References and candidates as pycocoevalcap takes them: lists of texts by photograph."""
     # Where a caption is empty its text is "": the scorers take that, and give it 0.
     if not any(len(tokens) for captions in references.values() for tokens in captions):
         raise ValueError("no words to score against: every reference caption is empty after tokenisation")
-    hypotheses = {key: [" ".join(tokens)] for key, tokens in candidates.items()}
     truths = {key: [" ".join(tokens) for tokens in references[key]] for key in candidates}
-    bleu, _ = Bleu(4).compute_score(truths, hypotheses, verbose=0)  # verbose would print lengths to stdout
-    rouge_l, _ = Rouge().compute_score(truths, hypotheses)
-    cider, _ = Cider().compute_score(truths, hypotheses)
-    bleu_1, bleu_2, bleu_3, bleu_4 = map(float, bleu)
-    return Scores(bleu_1, bleu_2, bleu_3, bleu_4, float(rouge_l), float(cider), len(hypotheses))
+    return truths, {key: [" ".join(tokens)] for key, tokens in candidates.items()}
 
 
 def distinct_words(captions: Iterable[str]) -> int:

@@ -1,6 +1,7 @@
 """`captionlite evaluate`: scores, failures and output, through the real runtime on a toy bundle."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,15 @@ import pytest
 import toy_bundle as toy
 from click.testing import CliRunner, Result
 from PIL import Image
+from pycocoevalcap.cider.cider import Cider
 
 from captionlite.benchmarks.evaluation import EvaluatedPhoto, describe_recipe, evaluate
 from captionlite.runtime.captioner import Captioner
 from captionlite.runtime.cli import cli
+from captionlite.runtime.decoding import DecodingOptions
 from captionlite.runtime.errors import CaptionliteError
 from captionlite.training.datasets import Example
-from captionlite.training.scoring import score_captions
+from captionlite.training.scoring import score_captions, score_hypotheses, score_photographs
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +92,13 @@ def test_out_holds_one_line_a_photograph(run: Callable[..., Result], tmp_path: P
     assert [line["caption"] for line in lines] == [captions[0] for captions in references[:3]]
     assert [line["references"] for line in lines] == references[:3]
     assert [Path(line["image"]).name for line in lines] == ["0.png", "1.png", "2.png"]
-    assert json.loads(result.stdout)["n"] == 3
+    report = json.loads(result.stdout)
+    assert report["n"] == 3
+    # The scores of the photographs are the parts of the report's.
+    for name in ("cider", "rouge_l"):
+        assert np.mean([line[name] for line in lines]) == pytest.approx(report[name], abs=1e-4)
+    assert "confidence" not in lines[0]  # the bundle has none
+    assert "n_best" not in report
 
 
 def test_a_bad_photograph_is_listed_left_out_and_fails_the_run(
@@ -123,6 +132,12 @@ def test_nothing_readable_is_an_error_not_a_score(run: Callable[..., Result], da
         (["--split", "validation"], 1, "'validation'"),
         (["--limit", "0"], 2, "--limit"),
         (["--out", "missing/folder/x.jsonl"], 1, "Create it first"),
+        (["--gallery", "missing/folder/x.html"], 1, "Create it first"),
+        (["--gallery-limit", "3"], 2, "--gallery FILE"),
+        (["--n", "3"], 2, "raise beams or best_of"),
+        (["--beams", "3", "--temperature", "1"], 2, "exclude each other"),
+        (["--passes", "3"], 1, "predicts all words of a caption at once"),
+        (["--max-length", "100"], 1, "takes at most 7"),
     ],
 )
 def test_wrong_use(run: Callable[..., Result], arguments: list[str], code: int, message: str) -> None:
@@ -139,6 +154,73 @@ def test_missing_bundle_and_missing_data(data: Path, bundle: Path, tmp_path: Pat
         assert result.exit_code == 1
         assert "nowhere" in result.stderr
         assert "Traceback" not in result.stderr
+
+
+def test_decoding_options_are_followed_and_said(run: Callable[..., Result], bundle: Path, data: Path) -> None:
+    captioner = Captioner.from_bundle(bundle)
+    options = DecodingOptions(beams=3, length_penalty=0.0, max_length=5)
+    expected = [captioner.caption(data.parent / f"{number}.png", options).text for number in range(4)]
+    assert expected != [captioner.caption(data.parent / f"{number}.png").text for number in range(4)]
+    out = data.parent / "said.jsonl"
+    result = run("--beams", "3", "--length-penalty", "0", "--max-length", "5", "--json", "--out", str(out))
+    assert result.exit_code == 0, result.stderr
+    assert [json.loads(line)["caption"] for line in out.read_text().splitlines()] == expected
+    assert json.loads(result.stdout)["decoding"] == "beam 3, max_length 5, length_penalty 0"
+
+
+def test_n_best_is_scored_by_hypothesis(run: Callable[..., Result], bundle: Path, data: Path) -> None:
+    out = data.parent / "said.jsonl"
+    result = run("--beams", "3", "--n", "3", "--json", "--out", str(out))
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    references = [json.loads(line)["captions"] for line in data.read_text().splitlines()]
+    captioner = Captioner.from_bundle(bundle)
+    options = DecodingOptions(beams=3, n_best=3)
+    found = [captioner.caption(data.parent / f"{number}.png", options) for number in range(4)]
+    texts = [[c.text, *(other.text for other in c.alternatives)] for c in found]
+    # pycocoevalcap itself, once for each rank
+    by_rank = []
+    for rank in range(3):
+        truths = {i: list(captions) for i, captions in enumerate(references)}
+        by_rank.append(Cider().compute_score(truths, {i: [texts[i][rank]] for i in range(4)})[1])
+    each = np.array(by_rank).T  # (photograph, hypothesis)
+    assert report["cider"] == pytest.approx(each[:, 0].mean())
+    assert report["n_best"] == 3
+    assert report["oracle_cider"] == pytest.approx(each.max(axis=1).mean(), abs=1e-5)
+    assert report["n_best_mean_cider"] == pytest.approx(each.mean(), abs=1e-5)
+    assert report["n_best_distinct_captions"] == pytest.approx(np.mean([len(set(row)) for row in texts]), abs=1e-3)
+    assert report["oracle_cider"] > report["cider"] > report["n_best_mean_cider"]
+    for line, row, said in zip(out.read_text().splitlines(), each, texts, strict=True):
+        record = json.loads(line)
+        assert [other["caption"] for other in record["alternatives"]] == said[1:]
+        assert [other["cider"] for other in record["alternatives"]] == pytest.approx(list(row[1:]), abs=1e-4)
+    table = run("--beams", "3", "--n", "3").stdout
+    for row_name in ("best cider of 3", "mean cider of 3", "distinct captions of 3", "beam 3"):
+        assert row_name in table
+
+
+def test_fewer_hypotheses_than_asked_for_are_scored_as_they_are() -> None:
+    references = {"a": ["a dog runs fast"], "b": ["the red grass"], "c": ["a cat sleeps"]}
+    found = score_hypotheses({"a": ["a dog runs", "a cat"], "b": ["the red grass"], "c": ["a dog"]}, references)
+    assert [len(scores) for scores in found.values()] == [2, 1, 1]
+    alone = score_photographs({"a": "a cat", "b": "the red grass", "c": ""}, references)[1]
+    assert (found["a"][1], found["b"][0]) == (alone["a"].cider, alone["b"].cider)
+    assert found["b"][0] > 1
+    with pytest.raises(ValueError, match="1 photographs without a hypothesis, the first 'a'"):
+        score_hypotheses({"a": []}, references)
+
+
+def test_calibrated_bundles_say_their_confidence(bundle: Path, data: Path, tmp_path: Path) -> None:
+    sure = tmp_path / "sure"
+    shutil.copytree(bundle, sure)
+    confidence = {"slope": 2.0, "intercept": 1.0, "event": "it fits", "fitted_on": "drawings"}
+    toy.forge(sure, lambda manifest: manifest["decoding"].update(confidence=confidence))
+    out = tmp_path / "said.jsonl"
+    arguments = ["evaluate", "--bundle", str(sure), "--data", str(data), "--out", str(out), "--json"]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0, result.stderr
+    for line in map(json.loads, out.read_text().splitlines()):
+        assert line["confidence"] == pytest.approx(1 / (1 + np.exp(-(2 * line["logprob"] + 1))), abs=1e-4)
 
 
 def test_progress_counts_every_photograph_and_order_is_kept(bundle: Path, data: Path) -> None:
