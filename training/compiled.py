@@ -35,6 +35,7 @@ class TrainStep:
 
     ``loss_function(*batch)`` returns (loss, a dict of scalars) and may use ``model`` with training=True. On JAX the
     state lives in ``self`` between steps (no copy to the host); call ``sync()`` before reading the model's variables.
+    ``others`` are variables that the loss changes beside the model's, such as a random seed.
     """
 
     def __init__(
@@ -43,12 +44,13 @@ class TrainStep:
         optimizer: Any,
         loss_function: Callable[..., tuple[Any, dict[str, Any]]],
         jit_compile: bool = False,
+        others: Sequence[Any] = (),
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self._loss_function = loss_function
         self._trainable = list(model.trainable_variables)
         trained = {id(v) for v in self._trainable}
-        self._other = [v for v in model.variables if id(v) not in trained]
+        self._other = [v for v in (*model.variables, *others) if id(v) not in trained]
         if not optimizer.built:
             optimizer.build(self._trainable)
         self._state: list[list[Any]] = []  # JAX: trainable, other, optimizer

@@ -75,6 +75,7 @@ class RunConfig:
     steps_per_epoch: int | None = None  # null: all the data once
     flip: bool = False  # half of the photographs mirrored
     label_smoothing: float = 0.0
+    feature_noise: float = 0.0  # Gaussian, as a share of the features' RMS: what a quantized encoder will add anyway
     monitor: Literal["cider", "loss"] = "loss"  # which dev figure chooses the best weights and stops early
     patience: int = 5  # epochs without a better figure before stopping
     keep_every_epochs: int = 0  # keep a checkpoint every so many epochs (0: only the last)

@@ -25,6 +25,7 @@ from captionlite.training.data import load_data
 from captionlite.training.errors import ConfigError, RunError
 from captionlite.training.evaluation import DevEvaluator
 from captionlite.training.files import write_bytes_atomically, write_text_atomically
+from captionlite.training.noise import FeatureNoise
 from captionlite.training.optimizers import build_optimizer
 from captionlite.training.progress import progress
 from captionlite.training.run import BEST, CONFIG, HISTORY, LAST, VOCABULARY, Run, build_model, read_config, write_json
@@ -77,6 +78,7 @@ class _Trainer:
         # extracting features builds an encoder, which draws too, and a resumed run finds them in the cache.
         random.seed(config.seed)
         self.model = build_model(config, self.vocabulary)
+        self.noise = FeatureNoise(config.feature_noise) if config.feature_noise > 0 else None
         if not (directory / LAST).exists():
             self.model.load_pretrained()
         bias = self.model.output_bias_layer()
@@ -96,12 +98,13 @@ class _Trainer:
         steps = self.plan.batches_per_epoch
         self.optimizer = build_optimizer(config.optimizer, steps * config.epochs)
         self.optimizer.build(self.model.trainable_variables)
-        self.groups = {"model": self.model.variables, "optimizer": self.optimizer.variables}
+        seeds = [] if self.noise is None else self.noise.variables
+        self.groups = {"model": self.model.variables, "optimizer": self.optimizer.variables, "noise": seeds}
         self.position = {"epoch": 0, "step": 0}  # the next batch
         self.sums = {"loss": 0.0, "accuracy": 0.0, "seconds": 0.0}  # over the epoch so far
         self.history: list[dict[str, Any]] = []
         self._restore()
-        self.step = TrainStep(self.model, self.optimizer, self._loss, config.jit_compile)
+        self.step = TrainStep(self.model, self.optimizer, self._loss, config.jit_compile, seeds)
         write_json(directory / CONFIG, config.to_json())
 
     def _vocabulary(self) -> WordVocabulary:
@@ -124,6 +127,8 @@ class _Trainer:
         return load_vocabulary(path)
 
     def _loss(self, features: Any, tokens: Any) -> tuple[Any, dict[str, Any]]:
+        if self.noise is not None:
+            features = self.noise(features)
         loss, accuracy, _ = self.model.objective(
             features, tokens, pad_id=PAD_ID, label_smoothing=self.config.label_smoothing, training=True
         )
