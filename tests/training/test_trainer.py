@@ -21,7 +21,6 @@ from captionlite.training.config import DataConfig, RunConfig, from_json
 from captionlite.training.errors import ConfigError, RunError
 from captionlite.training.run import load_run
 
-
 PRESET = {**TINY_PRESET, "feature_noise": 0.1}  # its random state is one more thing to lose
 
 
