@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from captionlite.export.parity import Parity
 from captionlite.runtime.manifest import Manifest
 
+if TYPE_CHECKING:  # it imports Keras, and who fits a confidence need not have that
+    from captionlite.export.parity import Parity
+
+CARD_FILE = "README.md"
 LIMITS = """\
 It describes what its training photographs show and guesses at the rest. It misses small objects, miscounts, mistakes
 sexes and colours, and repeats the biases of the people who wrote the training captions. Do not use it where a wrong
 description could hurt somebody."""
 METRICS = ("bleu_1", "bleu_4", "rouge_l", "cider")
+_CONFIDENCE = "## Confidence"
+_UNKNOWN = "## What it does not know"
 
 
 def model_card(manifest: Manifest, sizes_bytes: dict[str, int], parity: Parity) -> str:
@@ -46,7 +51,11 @@ def model_card(manifest: Manifest, sizes_bytes: dict[str, int], parity: Parity) 
         "| --- | --- | --- |",
         *(f"| {t.name} | {t.max_abs:.2e} | {t.relative_rms:.2e} |" for t in parity.tensors),
         "",
-        "## What it does not know",
+        _CONFIDENCE,
+        "",
+        *_confidence(manifest),
+        "",
+        _UNKNOWN,
         "",
         LIMITS,
         "",
@@ -61,4 +70,38 @@ def _scores(scores: dict[str, Any]) -> list[str]:
     for what, row in scores.items():
         figures = " | ".join(f"{row[metric]:.3f}" for metric in METRICS)
         lines.append(f"| {what} | {row['n']} | {figures} |")
+    return lines
+
+
+def with_confidence(card: str, manifest: Manifest) -> str:
+    """A card whose section on confidence says what the manifest does, whether or not it had one before."""
+    section = "\n".join([_CONFIDENCE, "", *_confidence(manifest), "", ""])
+    before, found, rest = card.partition(_CONFIDENCE + "\n")
+    if found:
+        _, heading, after = rest.partition("\n## ")
+        return before + section + heading.removeprefix("\n") + after
+    before, heading, after = card.partition(_UNKNOWN + "\n")
+    return (before if heading else before.rstrip("\n") + "\n\n") + section + heading + after
+
+
+def _confidence(manifest: Manifest) -> list[str]:
+    spec = manifest.decoding.confidence
+    if spec is None:
+        return ["Not fitted yet: `captionlite confidence --bundle BUNDLE --data DATA`."]
+    lines = [f"The chance, from the mean log-probability, that {spec.event}.", f"Fitted on {spec.fitted_on}."]
+    measured = manifest.provenance.get("confidence")
+    if measured is None:
+        return lines
+    lines += [
+        f"Of those {measured['captions']:,} captions {measured['base_rate']:.0%} fit so.",
+        "Fitted on one half of the photographs and measured on the other:",
+        f"Brier score {measured['brier']:.3f} ({measured['brier_base_rate']:.3f} for always saying the same),",
+        f"expected calibration error {measured['ece']:.3f}, AUC {measured['auc']:.2f}.",
+        "",
+        "| `--min-confidence` | captions left | of these fit |",
+        "| --- | --- | --- |",
+    ]
+    for row in measured["thresholds"]:
+        precision = "-" if row["precision"] is None else f"{row['precision']:.0%}"
+        lines.append(f"| {row['at_least']} | {row['coverage']:.0%} | {precision} |")
     return lines

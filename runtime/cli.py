@@ -30,6 +30,7 @@ COMMANDS = {
     "train": LazyCommand("captionlite.training.commands.train", "Train a captioning model.", "train"),
     "export": LazyCommand("captionlite.export.commands.export", "Turn a trained model into a bundle.", "export"),
     "evaluate": LazyCommand("captionlite.benchmarks.commands.evaluate", "Score a bundle's captions.", "bench"),
+    "confidence": LazyCommand("captionlite.benchmarks.commands.confidence", "Fit a bundle's confidence.", "bench"),
 }
 
 
