@@ -1,11 +1,12 @@
 """The face of the runtime: a bundle loaded once, then any number of photographs captioned."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, islice
 from math import exp
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +14,16 @@ import numpy.typing as npt
 from captionlite.runtime.beam import beam_search
 from captionlite.runtime.bundle import Bundle
 from captionlite.runtime.decoding import Alternative, Caption, DecodingOptions, Hypothesis, Plan, steps_allowed
-from captionlite.runtime.errors import OptionsError
+from captionlite.runtime.errors import ImageError, OptionsError
 from captionlite.runtime.image import ImageSource, load_image
 from captionlite.runtime.interpreter import Graph, core_count
 from captionlite.runtime.loop import DecoderLoop
 from captionlite.runtime.masked import RefineGraph, fill, mask_predict, pseudo_log_likelihood
 from captionlite.runtime.search import Walk, forced
+from captionlite.runtime.together import GROUP, Together, is_greedy
+
+if TYPE_CHECKING:
+    from captionlite.runtime.many import Crew
 
 
 class Captioner:
@@ -33,8 +38,10 @@ class Captioner:
         self._threads = threads or core_count()
         self._refine: RefineGraph | None = None
         self._latest_plan: Plan | None = None
+        self._crew: Crew | None = None
         self._encoder = Graph.from_bundle(bundle, "encoder", self._threads)
         self._decoder = DecoderLoop(Graph.from_bundle(bundle, "decoder", 1), bundle.manifest)
+        self._together = Together(self._decoder)
 
     @classmethod
     def from_bundle(cls, path_or_name: str | Path = "default", threads: int | None = None) -> "Captioner":
@@ -53,25 +60,21 @@ class Captioner:
         """
         return self._encode(load_image(image, self.bundle.manifest.image))
 
+    def encode_timed(self, image: ImageSource) -> tuple[dict[str, npt.NDArray[Any]], dict[str, float]]:
+        """What `encode` returns, and the milliseconds that `image` (loading) and `encode` took. Raises ImageError."""
+        started = perf_counter()
+        pixels = load_image(image, self.bundle.manifest.image)
+        loaded = perf_counter()
+        encoded = self._encode(pixels)
+        return encoded, {"image": (loaded - started) * 1e3, "encode": (perf_counter() - loaded) * 1e3}
+
     def caption(self, image: ImageSource, options: DecodingOptions | None = None) -> Caption:
         """Caption one photograph: a path, file bytes, a Pillow image or a uint8 array.
 
         Raises ImageError, and OptionsError when the bundle cannot follow the options.
         """
-        options = options or DecodingOptions()
-        started = perf_counter()
-        pixels = load_image(image, self.bundle.manifest.image)
-        loaded = perf_counter()
-        encoded = self._encode(pixels)
-        encoded_at = perf_counter()
-        caption = self.decode(encoded, options)
-        timings = {
-            "image": (loaded - started) * 1e3,
-            "encode": (encoded_at - loaded) * 1e3,
-            **caption.timings_ms,
-        }
-        timings["total"] = timings["image"] + timings["encode"] + timings["decode"]
-        return replace(caption, timings_ms=timings)
+        encoded, stages_ms = self.encode_timed(image)
+        return with_stages(self.decode(encoded, options), stages_ms)
 
     def decode(self, encoded: Mapping[str, npt.NDArray[Any]], options: DecodingOptions | None = None) -> Caption:
         """The caption for what `encode` returned; `timings_ms` has decode and step. Raises OptionsError."""
@@ -89,15 +92,26 @@ class Captioner:
                 for _ in walk:
                     pass
                 hypotheses = walk.hypotheses()
-        best, *others = (self._described(hypothesis) for hypothesis in hypotheses[: options.n_best])
-        decode_ms = (perf_counter() - started) * 1e3
-        return Caption(
-            **vars(best),
-            attention=hypotheses[0].attention,
-            alternatives=tuple(others),
-            confidence=self._confidence(best.logprob),
-            timings_ms={"decode": decode_ms, "step": decode_ms / len(best.tokens)},
-        )
+        return self._caption(hypotheses[: options.n_best], started)
+
+    def decode_many(
+        self, encoded: Sequence[Mapping[str, npt.NDArray[Any]]], options: DecodingOptions | None = None
+    ) -> list[Caption]:
+        """`decode` for several, GROUP at a time as one batch where the options are greedy. Raises OptionsError.
+
+        `timings_ms["decode"]` is then the batch's by the number of captions.
+        """
+        options = options or DecodingOptions()
+        if not is_greedy(options):
+            return [self.decode(one, options) for one in encoded]
+        plan = self._plan(options)
+        captions = []
+        for first in range(0, len(encoded), GROUP):
+            started = perf_counter()
+            group = self._together.decode(encoded[first : first + GROUP], plan)
+            own = (perf_counter() - started) / len(group)
+            captions += [self._caption([hypothesis], perf_counter() - own) for hypothesis in group]
+        return captions
 
     def check(self, options: DecodingOptions) -> None:
         """Raises OptionsError when this bundle cannot follow the options: better before the first photograph."""
@@ -130,10 +144,39 @@ class Captioner:
                 yield text[len(told) :]
                 told = text
 
-    def caption_many(self, images: Iterable[ImageSource], options: DecodingOptions | None = None) -> Iterator[Caption]:
-        """Caption photographs one after another, as they are asked for. Raises ImageError at the first bad one."""
-        for image in images:
-            yield self.caption(image, options)
+    def caption_many(
+        self, images: Iterable[ImageSource], options: DecodingOptions | None = None
+    ) -> Iterator[Caption | ImageError]:
+        """Captions in the order of the photographs, the same as one at a time, on all of the captioner's threads.
+
+        A photograph that cannot be read is yielded as its ImageError, and the others go on. After the first few, each
+        thread loads and encodes photographs with graphs of its own (20 MB a thread with the default bundle), at most a
+        few ahead of the one yielded (`pipeline.look_ahead`). `images` is read in the caller's thread, and what it
+        raises comes after the captions of those before. The captioner is free for other calls meanwhile; closing the
+        iterator ends the threads. Raises OptionsError.
+        """
+        options = options or DecodingOptions()
+        self.check(options)
+        return self._caption_many(iter(images), options)
+
+    def _caption_many(self, images: Iterator[ImageSource], options: DecodingOptions) -> Iterator[Caption | ImageError]:
+        from captionlite.runtime.many import FEW, Crew
+
+        few = None if self._threads == 1 else 0 if self._crew else FEW
+        for image in islice(images, few):
+            yield self._caption_or_error(image, options)
+        for image in images:  # if there are more than a few
+            crew, self._crew = self._crew or Crew([Captioner(self.bundle, 1) for _ in range(self._threads)]), None
+            try:
+                yield from crew.captions(chain((image,), images), options)
+            finally:
+                self._crew = crew  # not while it works, because a second iterator would take it
+
+    def _caption_or_error(self, image: ImageSource, options: DecodingOptions) -> Caption | ImageError:
+        try:
+            return self.caption(image, options)
+        except ImageError as error:
+            return error.with_traceback(None)
 
     def fill(self, image: ImageSource, template: str) -> Caption:
         """Replace each [MASK] in a caption by the word that fits the photograph and the rest of the caption.
@@ -213,6 +256,17 @@ class Captioner:
         spec = self.bundle.manifest.decoding.confidence
         return None if spec is None else 1.0 / (1.0 + exp(-(spec.slope * logprob + spec.intercept)))
 
+    def _caption(self, hypotheses: Sequence[Hypothesis], started: float) -> Caption:
+        best, *others = (self._described(hypothesis) for hypothesis in hypotheses)
+        decode_ms = (perf_counter() - started) * 1e3
+        return Caption(
+            **vars(best),
+            attention=hypotheses[0].attention,
+            alternatives=tuple(others),
+            confidence=self._confidence(best.logprob),
+            timings_ms={"decode": decode_ms, "step": decode_ms / len(best.tokens)},
+        )
+
     def _described(self, hypothesis: Hypothesis) -> Alternative:
         return Alternative(
             text=self.bundle.vocabulary.detokenize(hypothesis.tokens),
@@ -227,3 +281,9 @@ class Captioner:
         self._encoder.inputs["image"]()[0] = pixels
         self._encoder.invoke()
         return {name: view().copy() for name, view in self._encoder.outputs.items()}
+
+
+def with_stages(caption: Caption, stages_ms: dict[str, float]) -> Caption:
+    """The caption with what was measured before it was decoded, and the sum of all stages."""
+    timings = {**stages_ms, **caption.timings_ms}
+    return replace(caption, timings_ms={**timings, "total": sum(stages_ms.values()) + timings["decode"]})

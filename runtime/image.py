@@ -5,10 +5,12 @@ float greyscale brought to 8 bits. Colour profiles are ignored, as they were in 
 """
 
 import os
+import re
 import warnings
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -50,6 +52,35 @@ _TURNS = {
 _WHITE = (255, 255, 255, 255)
 
 
+class _NoWarnings:
+    """Nothing of what Pillow warns of, such as odd metadata: the pixels are what counts.
+
+    Filters are the whole process's, and `warnings.catch_warnings` in two threads at once leaves the wrong ones behind.
+    So of the threads that are inside, the first adds a filter for Pillow's modules alone, and the last takes it away.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._inside = 0
+        self._added: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                warnings.filterwarnings("ignore", module=rf"PIL\b|{re.escape(__name__)}$")
+                self._added = warnings.filters[0]
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and self._added in warnings.filters:
+                warnings.filters.remove(self._added)  # type: ignore[attr-defined]  # a list, whatever typeshed says
+
+
+_NO_WARNINGS = _NoWarnings()
+
+
 def load_image(source: ImageSource, spec: ImageSpec) -> npt.NDArray[np.uint8]:
     """The photograph as uint8 (height, width, 3), red-green-blue, the whole frame squashed to the spec's size.
 
@@ -88,8 +119,7 @@ def _read(source: ImageSource, wanted: tuple[int, int], use: Callable[[Image.Ima
     """What `use` makes of the photograph, RGB and upright, decoded to at least twice the `wanted` (height, width)."""
     name = _describe(source)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels are what counts
+        with _NO_WARNINGS:
             if isinstance(source, Image.Image):
                 return use(_upright(source, name))
             with _open(source, name) as image:
