@@ -25,6 +25,9 @@ from captionlite.runtime.together import GROUP, Together, is_greedy
 if TYPE_CHECKING:
     from captionlite.runtime.many import Crew
 
+FEW = 8
+"""So many photographs `caption_many` does one at a time first: loading graphs for more threads takes as long."""
+
 
 class Captioner:
     """Captions photographs with one bundle. One thread at a time: the graphs' tensors are shared between calls."""
@@ -160,12 +163,12 @@ class Captioner:
         return self._caption_many(iter(images), options)
 
     def _caption_many(self, images: Iterator[ImageSource], options: DecodingOptions) -> Iterator[Caption | ImageError]:
-        from captionlite.runtime.many import FEW, Crew
-
         few = None if self._threads == 1 else 0 if self._crew else FEW
         for image in islice(images, few):
             yield self._caption_or_error(image, options)
         for image in images:  # if there are more than a few
+            from captionlite.runtime.many import Crew  # which loads thread pools: 6 ms of a cold start
+
             crew, self._crew = self._crew or Crew([Captioner(self.bundle, 1) for _ in range(self._threads)]), None
             try:
                 yield from crew.captions(chain((image,), images), options)

@@ -13,9 +13,6 @@ from captionlite.runtime.errors import ImageError
 from captionlite.runtime.image import ImageSource
 from captionlite.runtime.together import GROUP, is_greedy
 
-FEW = 8
-"""So many photographs are captioned one at a time before a crew is made: making it takes as long as they do."""
-
 Encoded = tuple[dict[str, npt.NDArray[Any]], dict[str, float]]
 """The encoder's outputs by name, and milliseconds by stage."""
 

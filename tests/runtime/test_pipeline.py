@@ -17,10 +17,10 @@ import toy_bundle
 from PIL import Image
 
 from captionlite.runtime import Captioner, DecodingOptions, pipeline
+from captionlite.runtime.captioner import FEW
 from captionlite.runtime.decoding import Caption
 from captionlite.runtime.errors import ImageError, OptionsError
 from captionlite.runtime.image import load_image
-from captionlite.runtime.many import FEW
 from captionlite.runtime.pipeline import look_ahead
 from captionlite.runtime.together import GROUP, Together
 
