@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,12 @@ from captionlite.runtime.commands.options import decoding_options, read_options
 from captionlite.runtime.errors import ImageError, OptionsError
 
 if TYPE_CHECKING:
-    from captionlite.runtime.decoding import Caption, DecodingOptions
+    from captionlite.runtime.captioner import Captioner
+    from captionlite.runtime.decoding import Alternative, Caption, DecodingOptions
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".mpo"))
 STDIN = "-"
+HYPOTHESES_IF_UNSURE = 3
 
 
 @click.command("caption")
@@ -94,12 +97,16 @@ def command(
                 click.echo(f"Error: {error}", err=True)
             continue
         sure = min_confidence is None or result.confidence is None or result.confidence >= min_confidence
+        hypotheses: list[Caption | Alternative] = [result, *result.alternatives]
+        if not sure and options.passes is None:
+            hypotheses = _might_be(captioner, source, options)
         if as_json:
-            _print_json(_record(name, result, sure))
+            others = hypotheses[1:] if sure else [h for h in hypotheses if h.tokens != result.tokens]
+            _print_json(_record(name, result, others, sure))
         else:
             click.echo(("" if bare else f"{click.format_filename(name)}: ") + (result.text if sure else "not sure"))
-            for text, logprob in _hypotheses(result) if not sure or options.n_best > 1 else ():
-                click.echo(f"    {logprob:.3f}  {text}")
+            for other in hypotheses if not sure or options.n_best > 1 else ():
+                click.echo(f"    {other.logprob:.3f}  {other.text}")
         if attention is not None:
             write_attention(attention, source, result, captioner.bundle, name=name)
     if failed:
@@ -128,7 +135,7 @@ def _check_attention(images: tuple[str, ...], stream: bool) -> None:
         raise click.UsageError("--attention shows a whole caption; leave out --stream.")
 
 
-def _record(name: str, result: "Caption", sure: bool) -> dict[str, Any]:
+def _record(name: str, result: "Caption", others: "Sequence[Caption | Alternative]", sure: bool) -> dict[str, Any]:
     record: dict[str, Any] = {
         "image": name,
         "caption": result.text,
@@ -140,16 +147,23 @@ def _record(name: str, result: "Caption", sure: bool) -> dict[str, Any]:
         record["confidence"] = round(result.confidence, 4)
     if not sure:
         record["sure"] = False
-    if result.alternatives:
+    if others:
         record["alternatives"] = [
             {"caption": other.text, "tokens": list(other.tokens), "logprob": other.logprob, "score": other.score}
-            for other in result.alternatives
+            for other in others
         ]
     return record
 
 
-def _hypotheses(result: "Caption") -> list[tuple[str, float]]:
-    return [(result.text, result.logprob), *((other.text, other.logprob) for other in result.alternatives)]
+def _might_be(captioner: "Captioner", source: str | bytes, options: "DecodingOptions") -> "list[Caption | Alternative]":
+    """All hypotheses of the same options, at least a few, the best first, each once (draws may be equal)."""
+    n = options.hypotheses if options.hypotheses > 1 else HYPOTHESES_IF_UNSURE
+    options = replace(options, best_of=n, n_best=n) if options.temperature else replace(options, beams=n, n_best=n)
+    found = captioner.caption(source, options)
+    each: dict[tuple[int, ...], Caption | Alternative] = {found.tokens: found}
+    for other in found.alternatives:
+        each.setdefault(other.tokens, other)
+    return list(each.values())
 
 
 def _print_stream(prefix: str, words: Iterator[str]) -> None:

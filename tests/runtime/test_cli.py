@@ -15,7 +15,9 @@ import toy_bundle
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from captionlite.runtime.captioner import Captioner
 from captionlite.runtime.cli import COMMANDS, LazyCommand, cli
+from captionlite.runtime.decoding import Alternative, Caption, DecodingOptions
 
 Run = Callable[..., Result]
 
@@ -215,6 +217,98 @@ def test_the_installed_command_in_its_own_process(toy_directory: Path, photos: P
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == caption_of(photos / "c.png") + "\n"
+
+
+@pytest.fixture(scope="module")
+def sure_toy(toy_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy with a confidence by which it is sure of some of the photographs only."""
+    directory = tmp_path_factory.mktemp("sure") / "toy"
+    shutil.copytree(toy_directory, directory)
+    confidence = {"slope": 2.0, "intercept": 1.0, "event": "it fits", "fitted_on": "drawings"}
+    return toy_bundle.forge(directory, lambda manifest: manifest["decoding"].update(confidence=confidence))
+
+
+def hypotheses_of(path: Path, bundle: Path, options: DecodingOptions) -> list[Caption | Alternative]:
+    caption = Captioner.from_bundle(bundle).caption(path, options)
+    return [caption, *caption.alternatives]
+
+
+def test_not_sure_says_what_it_might_be(run: Run, sure_toy: Path, photos: Path) -> None:
+    photo = photos / "c.png"
+    greedy = Captioner.from_bundle(sure_toy).caption(photo)
+    assert greedy.confidence is not None
+    below, above = str(greedy.confidence - 0.001), str(greedy.confidence + 0.001)
+    result = run("caption", photo, "--bundle", sure_toy, "--min-confidence", below)
+    assert (result.exit_code, result.stdout) == (0, caption_of(photo) + "\n")
+    result = run("caption", photo, "--bundle", sure_toy, "--min-confidence", above)
+    beams = hypotheses_of(photo, sure_toy, DecodingOptions(beams=3, n_best=3))
+    assert len(beams) == 3
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == ["not sure", *(f"    {h.logprob:.3f}  {h.text}" for h in beams)]
+
+    records = [
+        json.loads(run("caption", photo, "--json", "--bundle", sure_toy, "--min-confidence", least).stdout)
+        for least in (below, above)
+    ]
+    assert records[0]["confidence"] == pytest.approx(greedy.confidence, abs=1e-4)
+    assert {"sure", "alternatives"} & set(records[0]) == set()
+    assert (records[1]["sure"], records[1]["caption"]) == (False, greedy.text)
+    assert [other["caption"] for other in records[1]["alternatives"]] == [
+        h.text for h in beams if h.tokens != greedy.tokens
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        (["--beams", "2"], DecodingOptions(beams=2, n_best=2)),
+        (["--beams", "4", "--n-best", "2"], DecodingOptions(beams=4, n_best=4)),
+        (["--max-length", "4"], DecodingOptions(beams=3, n_best=3, max_length=4)),
+        (["--temperature", "2", "--seed", "5"], DecodingOptions(temperature=2.0, seed=5, best_of=3, n_best=3)),
+    ],
+)
+def test_what_it_might_be_follows_the_options(
+    run: Run, sure_toy: Path, photos: Path, arguments: list[str], options: DecodingOptions
+) -> None:
+    found = hypotheses_of(photos / "c.png", sure_toy, options)
+    lines = list(dict.fromkeys(f"    {h.logprob:.3f}  {h.text}" for h in found))
+    result = run("caption", photos / "c.png", "--bundle", sure_toy, "--min-confidence", "1", *arguments)
+    assert result.stdout.splitlines() == ["not sure", *lines]
+    assert len(lines) > 1
+
+
+def test_not_sure_of_bytes_and_among_others(run: Run, sure_toy: Path, photos: Path) -> None:
+    data = (photos / "b.bmp").read_bytes()
+    result = run("caption", "-", "--bundle", sure_toy, "--min-confidence", "1", input=data)
+    assert result.stdout.splitlines()[0] == "not sure"
+    assert len(result.stdout.splitlines()) == 4
+    names = ("a.PNG", "b.bmp", "c.png")
+    captioner = Captioner.from_bundle(sure_toy)
+    confidences = sorted(captioner.caption(photos / name).confidence or 0.0 for name in names)
+    lines = run("caption", photos, "--bundle", sure_toy, "--min-confidence", confidences[1]).stdout.splitlines()
+    assert [line.endswith(": not sure") for line in lines if not line.startswith(" ")].count(True) == 1
+    assert len(lines) == 6
+
+
+def test_min_confidence_needs_a_calibrated_bundle(run: Run, toy_directory: Path, photos: Path) -> None:
+    result = run("caption", photos / "c.png", "--bundle", toy_directory, "--min-confidence", "0.5")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "captionlite confidence" in result.stderr
+
+
+def test_the_default_bundle_is_calibrated() -> None:
+    captioner = Captioner.from_bundle("default")
+    manifest = captioner.bundle.manifest
+    assert manifest.decoding.confidence is not None
+    assert manifest.decoding.confidence.slope > 0
+    measured = manifest.provenance["confidence"]
+    assert measured["brier"] < measured["brier_base_rate"]
+    photos = sorted((Path(__file__).parents[1] / "photos").glob("*.jpg"))
+    found = [captioner.caption(photo) for photo in photos]
+    by_logprob = sorted(found, key=lambda caption: caption.logprob)
+    confidences = [caption.confidence or 0.0 for caption in by_logprob]
+    assert confidences == sorted(confidences)
+    assert 0 < confidences[0] < confidences[-1] < 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="file names are Unicode on this system")
