@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from captionlite.runtime.captioner import Captioner
+from captionlite.runtime.masked import golden_pass
 
 
 def golden_vectors(captioner: Captioner, photographs: Sequence[np.ndarray]) -> bytes:
     """The content of golden.npz for photographs uint8 (H, W, 3); its layout is read by captionlite.runtime.verify.
 
     ``images`` (N, H, W, 3); ``encoder/NAME`` (N, ...); ``tokens`` int32 (N, T), -1 after the end token; ``logits``
-    float32 (N, T, V) along those tokens.
+    float32 (N, T, V) along those tokens; where there is a graph of parallel passes, ``refine`` (N, V) of one of them.
     """
     manifest = captioner.bundle.manifest
     length, size = manifest.decoding.max_length, manifest.vocabulary.size
@@ -37,6 +38,13 @@ def golden_vectors(captioner: Captioner, photographs: Sequence[np.ndarray]) -> b
             token = following
     longest = int((tokens >= 0).sum(axis=1).max())
     arrays: dict[str, Any] = {f"encoder/{name}": np.concatenate([e[name] for e in encoded]) for name in encoded[0]}
+    if manifest.decoding.mask_id is not None:
+        refine = captioner.refiner("golden vectors")
+        arrays["refine"] = np.zeros((count, size), np.float32)
+        for i, constants in enumerate(encoded):
+            refine.begin(constants)
+            words = [int(token) for token in tokens[i] if token >= 0 and token != manifest.decoding.end_id]
+            arrays["refine"][i] = golden_pass(refine, manifest.decoding, words)
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,

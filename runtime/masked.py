@@ -152,6 +152,13 @@ def pseudo_log_likelihood(refine: Refine, spec: DecodingSpec, caption: list[int]
     return [float(p) for p in _log_softmax(logits)[rows, caption]]
 
 
+def golden_pass(refine: Refine, spec: DecodingSpec, caption: list[int]) -> Floats:
+    """What golden vectors keep of a pass: logits (V,) of a caption's first word, masked, the others given."""
+    words = [spec.mask_id or 0, *caption[1:]][: spec.max_length - 1]
+    logits: Floats = refine(_whole(spec, words))[0][0, 1]
+    return logits
+
+
 def _canvas(spec: DecodingSpec, steps: npt.NDArray[np.integer[Any]]) -> Tokens:
     """Start, masks, the end token at step `steps` (B,), padding behind: (B, L + 1)."""
     columns = np.arange(spec.max_length + 1)[None]

@@ -1,7 +1,8 @@
 """Does a bundle compute on this machine what it computed where it was made? Golden vectors say so.
 
 `golden.npz` holds `images` uint8 (N, H, W, 3), `encoder/NAME` (N, ...) for each encoder output, `tokens` int32 (N, T)
-of greedy decoding, -1 after the end, and `logits` float32 (N, T, V) with those tokens fed.
+of greedy decoding, -1 after the end, and `logits` float32 (N, T, V) with those tokens fed. Bundles with the graph
+`refine` have `refine` float32 (N, V) as well: the first word's logits of one pass over the caption, that word masked.
 """
 
 import io
@@ -17,6 +18,7 @@ from captionlite.runtime.bundle import Bundle
 from captionlite.runtime.captioner import Captioner
 from captionlite.runtime.errors import BundleError
 from captionlite.runtime.manifest import Manifest
+from captionlite.runtime.masked import golden_pass
 
 MAX_ARRAY_BYTES = 1 << 28
 
@@ -67,6 +69,7 @@ class Golden:
     encoder: dict[str, _Array]  # NAME: (N, ...)
     tokens: npt.NDArray[np.int32]  # (N, T), -1 after the end
     logits: npt.NDArray[np.float32]  # (N, T, V)
+    refine: npt.NDArray[np.float32] | None = None  # (N, V)
 
 
 def verify(bundle: Bundle, threads: int | None = None) -> VerifyReport:
@@ -104,6 +107,8 @@ def verify(bundle: Bundle, threads: int | None = None) -> VerifyReport:
     checks = [_check(f"encoder/{name}", found[name], array, tolerance) for name, array in golden.encoder.items()]
     fed_steps = golden.tokens >= 0  # (N, T)
     checks.append(_check("logits", logits[fed_steps], golden.logits[fed_steps], tolerance))
+    if golden.refine is not None:
+        checks.append(_check("refine", _refined(captioner, golden), golden.refine, tolerance))
     return VerifyReport(tolerance, len(golden.images), equal, tuple(checks), tuple(problems))
 
 
@@ -125,6 +130,9 @@ def read_golden(bundle: Bundle) -> Golden:
                 spec.name: _read_array(archive, f"encoder/{spec.name}", "float32", (count, *spec.shape[1:]), where)
                 for spec in manifest.graphs["encoder"].outputs
             }
+            refine = None
+            if "refine" in manifest.graphs and manifest.format >= (1, 2):
+                refine = _read_array(archive, "refine", "float32", (count, size), where)
     except BundleError:
         raise
     except Exception as error:  # damaged zips, and headers that NumPy parses as Python, raise nearly anything
@@ -135,7 +143,18 @@ def read_golden(bundle: Bundle) -> Golden:
             f"{where}: tokens are not rows of at most {manifest.decoding.max_length} ids below {size}, -1 after the "
             f"end. Export the bundle again."
         )
-    return Golden(images, encoder, tokens, logits)
+    return Golden(images, encoder, tokens, logits, refine)
+
+
+def _refined(captioner: Captioner, golden: Golden) -> _Array:
+    spec = captioner.bundle.manifest.decoding
+    refine = captioner.refiner("verify")
+    found = []
+    for image, tokens in zip(golden.images, golden.tokens, strict=True):
+        refine.begin(captioner.encode(image))
+        words = [int(token) for token in tokens if token >= 0 and token != spec.end_id]
+        found.append(golden_pass(refine, spec, words))
+    return np.stack(found)
 
 
 def _read_array(

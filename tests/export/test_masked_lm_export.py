@@ -1,6 +1,7 @@
 """Masked language models on their whole road: trained on drawings, exported, and every way of asking them."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import harness
 import keras
 import numpy as np
 import pytest
+import toy_bundle
 from click.testing import CliRunner
 from drawings import TINY_PRESET, write_drawings
 
@@ -27,6 +29,7 @@ from captionlite.runtime.verify import verify
 from captionlite.training.config import DataConfig, RunConfig, from_json
 from captionlite.training.run import Run, load_run
 from captionlite.training.trainer import train
+from captionlite.training.vocabulary import END_ID, MASK_ID, START_ID
 
 ROADS: dict[str, dict[str, Any]] = {
     "small": {
@@ -107,7 +110,30 @@ def test_bundle_says_what_it_can(road: tuple[Run, Path, list[Path]]) -> None:
     assert manifest.decoding.mask_id == 4
     assert manifest.decoding.suppressed_ids == (0, 1, 2, 4)
     assert manifest.vocabulary.kind == run.vocabulary.runtime_vocabulary()["kind"]
-    assert verify(Bundle.open(path)).passed
+    report = verify(Bundle.open(path))
+    assert report.passed
+    assert "refine" in {check.name for check in report.tensors}
+
+
+def test_verify_notices_other_passes(road: tuple[Run, Path, list[Path]], tmp_path: Path) -> None:
+    """Golden vectors of the graph of parallel passes: another number there, and the bundle is not what it was."""
+    directory = tmp_path / "bundle"
+    shutil.copytree(road[1], directory)
+    with np.load(directory / "golden.npz") as golden:
+        arrays = dict(golden)
+    run, first = road[0], arrays["refine"][0].copy()
+    words = [int(t) for t in arrays["tokens"][0] if t not in (-1, END_ID)][: run.model.max_length - 1]
+    canvas = [START_ID, MASK_ID, *words[1:], END_ID]
+    tokens = np.zeros((1, run.model.max_length + 1), np.int32)
+    tokens[0, : len(canvas)] = canvas
+    state = run.model.initial_state(run.features(arrays["images"][:1]))
+    expected = np.asarray(run.model.refine(tokens, state)["logits"])[0, 1]
+    np.testing.assert_allclose(first, expected, atol=1e-4)
+
+    arrays["refine"] = arrays["refine"] * 1.1
+    toy_bundle.forge(directory, changed={"golden.npz": toy_bundle.npz(arrays)})
+    report = verify(Bundle.open(directory))
+    assert [check.name for check in report.tensors if not check.passed] == ["refine"]
 
 
 def test_both_ways_of_decoding_equal_keras(road: tuple[Run, Path, list[Path]]) -> None:
@@ -183,7 +209,7 @@ def test_the_command_line(road: tuple[Run, Path, list[Path]]) -> None:
     assert scored["logprob_sum"] == pytest.approx(sum(t["logprob"] for t in scored["tokens"]))
     both = runner.invoke(cli, ["caption", picture, "--fill", "a", "--passes", "2", "--bundle", str(path)])
     assert both.exit_code == 2
-    assert "exclude each other" in both.output
+    assert "takes no decoding options" in both.output
     for arguments, message in (
         (["caption", picture, "--fill", "a square"], "there is no [MASK]"),
         (["score", picture, "a ζebra"], "ζebra"),
