@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from statistics import mean
+from statistics import fmean
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -26,9 +26,17 @@ from captionlite.training.scoring import (
 
 
 class Captions(Protocol):
-    """What is evaluated: a `captionlite.runtime.captioner.Captioner`, or anything else that captions a photograph."""
+    """A `captionlite.runtime.captioner.Captioner`, or anything else that captions a photograph."""
 
     def caption(self, image: ImageSource, options: DecodingOptions | None = None) -> Caption: ...
+
+
+class ManyCaptions(Protocol):
+    """What is evaluated: a `Captioner`, or anything else that captions photographs in order, errors in their place."""
+
+    def caption_many(
+        self, images: Iterable[ImageSource], options: DecodingOptions | None = None
+    ) -> Iterator[Caption | ImageError]: ...
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,7 @@ class Evaluation:
     distinct_captions: int
     repeated_phrases: int
     mean_words: float
-    seconds: float  # decoding, resizing and captioning, one photograph after another
+    seconds: float  # from the first photograph to the last caption, on all the captioner's threads
     n_best: NBest | None = None
 
     @property
@@ -120,7 +128,7 @@ class Evaluation:
 
 
 def evaluate(
-    captioner: Captions,
+    captioner: ManyCaptions,
     examples: Sequence[Example],
     advance: Callable[[int], None] | None = None,
     options: DecodingOptions | None = None,
@@ -134,8 +142,12 @@ def evaluate(
     options = options or DecodingOptions()
     started = perf_counter()
     photos = []
-    for photo in caption_all(captioner, examples, options):
-        photos.append(photo)
+    found = captioner.caption_many((example.image for example in examples), options)
+    for example, caption in zip(examples, found, strict=True):
+        if isinstance(caption, ImageError):
+            photos.append(EvaluatedPhoto(example, None, str(caption)))
+        else:
+            photos.append(EvaluatedPhoto(example, caption))
         if advance is not None:
             advance(1)
     seconds = perf_counter() - started
@@ -165,15 +177,6 @@ def evaluate(
     )
 
 
-def caption_all(captioner: Captions, examples: Sequence[Example], options: DecodingOptions) -> Iterator[EvaluatedPhoto]:
-    """Each example with its caption or its error, in order, not yet scored."""
-    for example in examples:
-        try:
-            yield EvaluatedPhoto(example, captioner.caption(example.image, options))
-        except ImageError as error:
-            yield EvaluatedPhoto(example, None, str(error))
-
-
 def _score_n_best(
     captions: Mapping[str, Caption], references: Mapping[str, Sequence[str]], n: int
 ) -> tuple[NBest, dict[str, tuple[float, ...]]]:
@@ -183,9 +186,9 @@ def _score_n_best(
     every = list(cider.values())
     summary = NBest(
         n=n,
-        oracle_cider=mean(max(scores) for scores in every),
-        mean_cider=mean(mean(scores) for scores in every),
-        distinct=mean(distinct_captions(found) for found in texts.values()),
+        oracle_cider=fmean(max(scores) for scores in every),
+        mean_cider=fmean(fmean(scores) for scores in every),
+        distinct=fmean(distinct_captions(found) for found in texts.values()),
     )
     return summary, {key: tuple(scores[1:]) for key, scores in cider.items()}
 

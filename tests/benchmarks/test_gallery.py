@@ -1,7 +1,7 @@
 """The page of an evaluation: read back with an HTML parser, as a browser would, and never trusted with markup."""
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -63,10 +63,14 @@ class Scripted:
     def __init__(self, said: dict[str, str], confidence: float | None = None) -> None:
         self.said, self.confidence = said, confidence
 
-    def caption(self, image: ImageSource, options: DecodingOptions | None = None) -> Caption:
-        name = Path(str(image)).name
-        if name not in self.said:
-            raise ImageError(f"{name}: <b>empty</b>")
+    def caption_many(
+        self, images: Iterable[ImageSource], options: DecodingOptions | None = None
+    ) -> Iterator[Caption | ImageError]:
+        for image in images:
+            name = Path(str(image)).name
+            yield self.caption(name, options) if name in self.said else ImageError(f"{name}: <b>empty</b>")
+
+    def caption(self, name: str, options: DecodingOptions | None) -> Caption:
         other = Alternative("a <i>cat</i>", (5,), (-0.5,), -0.5, -0.5, "end")
         others = (other,) if options is not None and options.n_best > 1 else ()
         text = self.said[name]
