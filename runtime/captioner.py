@@ -257,7 +257,9 @@ class Captioner:
     def _confidence(self, logprob: float) -> float | None:
         """The calibrated chance that a caption of this mean log-probability fits (Platt 1999), where it was fitted."""
         spec = self.bundle.manifest.decoding.confidence
-        return None if spec is None else 1.0 / (1.0 + exp(-(spec.slope * logprob + spec.intercept)))
+        if spec is None:
+            return None
+        return 1.0 / (1.0 + exp(min(-(spec.slope * logprob + spec.intercept), 700.0)))  # exp() overflows at 710
 
     def _caption(self, hypotheses: Sequence[Hypothesis], started: float) -> Caption:
         best, *others = (self._described(hypothesis) for hypothesis in hypotheses)

@@ -290,6 +290,14 @@ def test_not_sure_of_bytes_and_among_others(run: Run, sure_toy: Path, photos: Pa
     assert len(lines) == 6
 
 
+def test_a_confidence_beyond_all_measure_is_0(run: Run, sure_toy: Path, photos: Path, tmp_path: Path) -> None:
+    steep = tmp_path / "steep"
+    shutil.copytree(sure_toy, steep)
+    toy_bundle.forge(steep, lambda manifest: manifest["decoding"]["confidence"].update(slope=1e6, intercept=-1e6))
+    result = run("caption", photos / "c.png", "--json", "--bundle", steep, "--min-confidence", "0.5")
+    assert (json.loads(result.stdout)["confidence"], json.loads(result.stdout)["sure"]) == (0.0, False)
+
+
 def test_min_confidence_needs_a_calibrated_bundle(run: Run, toy_directory: Path, photos: Path) -> None:
     result = run("caption", photos / "c.png", "--bundle", toy_directory, "--min-confidence", "0.5")
     assert (result.exit_code, result.stdout) == (1, "")
