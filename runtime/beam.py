@@ -4,19 +4,20 @@ As openai/whisper does it: at every step the best continuations of all hypothese
 end token are finished captions, the first `beams` others go on; the search ends when `beams * patience` are finished.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import isfinite, log
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from captionlite.runtime.decoding import Floats, Hypothesis, Plan, no_finite_logits, nothing_left
 from captionlite.runtime.loop import DecoderLoop
 from captionlite.runtime.search import SAFE
 
 _DEAD = -1e30  # the score of a row that holds no hypothesis; finite, so that sums and differences stay numbers
-_FAR = 1e32  # further than any total that is a number
+_FAR = 1e32  # nats: further than any total that is a number
+_LOWEST = -3e38  # of float32
 
 
 @dataclass(slots=True)
@@ -41,7 +42,7 @@ class _Node:
 
 
 def beam_search(loop: DecoderLoop, plan: Plan) -> list[Hypothesis]:
-    """Finished captions, the best first, at least `n_best` of them where so many exist; the loop has begun.
+    """The `n_best` finished captions, the best first; the loop has begun.
 
     Equal scores are ordered by token ids, so the result does not depend on the machine's sorting. Raises OptionsError
     when the options leave nothing to choose, InterpreterError for broken logits.
@@ -51,8 +52,7 @@ def beam_search(loop: DecoderLoop, plan: Plan) -> list[Hypothesis]:
     finder = _Finder(loop, 2 * beams)  # each hypothesis can end only once: among 2 * beams, beams go on
     live: dict[int, _Node] = {0: _Node(None, plan.start_id, 0.0, 0)}  # by row
     finished: list[_Node] = []
-    totals = np.full((beams, 1), _DEAD)
-    totals[0] = 0.0
+    totals = [0.0] + [_DEAD] * (beams - 1)
     fed = np.full((beams, 1), plan.start_id)
     attended: list[Floats] = []
     for position in range(plan.steps):
@@ -84,13 +84,20 @@ def beam_search(loop: DecoderLoop, plan: Plan) -> list[Hypothesis]:
         loop.advance(position)
         live, sources, targets = _seat(following, beams)
         loop.copy_rows(sources, targets, position + 1)
-        totals[:] = _DEAD
+        totals = [_DEAD] * beams
         for row, node in live.items():
-            totals[row], fed[row] = node.total, node.token
+            totals[row], fed[row, 0] = node.total, node.token
     # Captions cut at the greatest length count only as far as too few came to their end.
-    ended = [_hypothesis(node, plan, "end", attended) for node in finished]
-    cut = [_hypothesis(node, plan, "max_length", attended) for node in following[: max(0, beams - len(ended))]]
-    return sorted(ended + cut, key=lambda hypothesis: (-hypothesis.score, hypothesis.tokens))
+    nodes = [(node, "end") for node in finished]
+    nodes += [(node, "max_length") for node in following[: max(0, beams - len(finished))]]
+    found = [_hypothesis(node, plan, stop_reason) for node, stop_reason in nodes]
+    order = sorted(range(len(found)), key=lambda i: (-found[i].score, found[i].tokens))[: plan.options.n_best]
+    if not attended:
+        return [found[i] for i in order]
+    return [
+        replace(found[i], attention=np.stack([a[n.row] for a, n in zip(attended, nodes[i][0].path(), strict=False)]))
+        for i in order
+    ]
 
 
 def _seat(nodes: list[_Node], beams: int) -> tuple[dict[int, _Node], list[int], list[int]]:
@@ -110,66 +117,72 @@ def _seat(nodes: list[_Node], beams: int) -> tuple[dict[int, _Node], list[int], 
     return live, [node.row for node in siblings], targets
 
 
-def _hypothesis(node: _Node, plan: Plan, stop_reason: str, attended: list[Floats]) -> Hypothesis:
+def _hypothesis(node: _Node, plan: Plan, stop_reason: str) -> Hypothesis:
     path = node.path()
     totals = [0.0, *(step.total for step in path)]
-    attention = np.stack([a[step.row] for a, step in zip(attended, path, strict=False)]) if attended else None
-    return Hypothesis(
-        [step.token for step in path],
-        [after - before for before, after in pairwise(totals)],
-        plan.score(node.total, len(path)),
-        stop_reason,
-        attention,
-    )
+    logprobs = [after - before for before, after in pairwise(totals)]
+    return Hypothesis([step.token for step in path], logprobs, plan.score(node.total, len(path)), stop_reason)
 
 
 class _Finder:
-    """The best continuations of all rows, from logits, without sorting the vocabulary."""
+    """The best continuations of all rows, from logits, without sorting the vocabulary.
+
+    Passes over (beams, vocabulary) are NumPy's; what has a number for each beam is faster as a list.
+    """
 
     def __init__(self, loop: DecoderLoop, count: int) -> None:
         self._logits = loop.logits  # (beams, vocabulary)
+        self._flat = self._logits.reshape(-1)
+        beams, self._vocabulary = self._logits.shape
         self._count = count
         self._work = np.empty_like(self._logits)
-        self._rows = np.arange(len(self._logits))
+        self._within = np.empty(self._logits.shape, bool)
+        self._bound = np.empty((beams, 1), np.float32)
+        self._offsets = np.arange(beams) * self._vocabulary
         self._reach = 4.0  # nats below the best continuation within which the others are looked for
 
     def normalize(self, suppressed: Any) -> None:
         """Take the suppressed ids out, and find each row's log of the sum of exp(logits)."""
         logits, work = self._logits, self._work
         logits[:, suppressed] = -np.inf
-        greatest = logits[self._rows, logits.argmax(axis=1)]  # (beams,); argmax is faster than max
-        if np.abs(greatest).max() < SAFE:
-            logsum = np.log(np.exp(logits, out=work).sum(axis=1))
-        else:
+        greatest = self._flat.take(logits.argmax(axis=1) + self._offsets)  # argmax is faster than max
+        self._greatest: list[float] = greatest.tolist()  # of before the options' bans, which can only lower it
+        if max(self._greatest) < SAFE and min(self._greatest) > -SAFE:
+            sums = np.add.reduce(np.exp(logits, out=work), axis=1)
+            self._normalizers = [log(total) for total in sums.tolist()]
+        elif np.isfinite(greatest).all():
             np.subtract(logits, greatest[:, None], out=work)
-            logsum = np.log(np.exp(work, out=work).sum(axis=1)) + greatest
-            if not np.isfinite(logsum).all():
-                raise no_finite_logits()
-        self._normalizer = logsum[:, None].astype(np.float64)  # (beams, 1)
-        self._greatest = greatest
+            sums = np.add.reduce(np.exp(work, out=work), axis=1)
+            self._normalizers = [log(total) + top for total, top in zip(sums.tolist(), self._greatest, strict=True)]
+        else:
+            raise no_finite_logits()
+        if not isfinite(sum(self._normalizers)):
+            raise no_finite_logits()
 
-    def total(self, totals: npt.NDArray[np.float64], row: int, token: int) -> float:
+    def total(self, totals: list[float], row: int, token: int) -> float:
         """The sum of log-probabilities of a row's hypothesis continued by a token."""
-        return float(self._logits[row, token] + totals[row, 0] - self._normalizer[row, 0])
+        return float(self._logits[row, token]) + totals[row] - self._normalizers[row]
 
-    def best(self, totals: npt.NDArray[np.float64]) -> list[tuple[float, int, int]]:
-        """(total, row, token) of the best continuations, in order; totals (beams, 1). Equal ones by token id, then row.
+    def best(self, totals: list[float]) -> list[tuple[float, int, int]]:
+        """(total, row, token) of the best continuations, in order; equal ones by token id, then row.
 
         All that lie within reach of the best one are found by a single comparison; where these are too few the reach
         grows, so the result does not depend on it.
         """
-        logits, base = self._logits, totals - self._normalizer  # (beams, 1)
-        peak = (self._greatest + base[:, 0]).max()  # of before the options' bans, which can only lower it
+        base = [total - normalizer for total, normalizer in zip(totals, self._normalizers, strict=True)]
+        peak = max(top + b for top, b in zip(self._greatest, base, strict=True))
         reach = self._reach
         while True:
-            hits = np.flatnonzero(logits >= (peak - reach - base).astype(np.float32))
+            self._bound[:, 0] = [max(peak - reach - b, _LOWEST) for b in base]
+            hits = np.greater_equal(self._logits, self._bound, out=self._within).reshape(-1).nonzero()[0]
             if len(hits) >= self._count or reach > _FAR:
                 break
-            reach *= 2
+            reach *= 1.5 if reach < 20.0 else 1e6
         # Next time so far that a few more than enough come up.
-        self._reach = reach * (0.8 if len(hits) > 6 * self._count else 1.0)
-        rows, tokens = np.divmod(hits, logits.shape[1])
-        found = logits[rows, tokens] + base[rows, 0]
-        order = np.lexsort((rows, tokens, -found))[: self._count]
-        triples = zip(found[order].tolist(), rows[order].tolist(), tokens[order].tolist(), strict=True)
-        return [triple for triple in triples if triple[0] > _DEAD / 2]
+        self._reach = min(reach, 20.0) * (0.85 if len(hits) > 3 * self._count else 1.0)
+        found = []
+        for place, logit in zip(hits.tolist(), self._flat.take(hits).tolist(), strict=True):
+            row, token = divmod(place, self._vocabulary)
+            found.append((-(logit + base[row]), token, row))
+        found.sort()
+        return [(-cost, row, token) for cost, token, row in found[: self._count] if cost < -_DEAD / 2]
