@@ -61,14 +61,20 @@ class Captioner:
 
         Raises ImageError.
         """
-        return self._encode(load_image(image, self.bundle.manifest.image))
+        return self.encode_pixels(load_image(image, self.bundle.manifest.image))
+
+    def encode_pixels(self, pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+        """`encode` for what `load_image` returned: uint8 (height, width, 3) of the bundle's own size."""
+        self._encoder.inputs["image"]()[0] = pixels
+        self._encoder.invoke()
+        return {name: view().copy() for name, view in self._encoder.outputs.items()}
 
     def encode_timed(self, image: ImageSource) -> tuple[dict[str, npt.NDArray[Any]], dict[str, float]]:
         """What `encode` returns, and the milliseconds that `image` (loading) and `encode` took. Raises ImageError."""
         started = perf_counter()
         pixels = load_image(image, self.bundle.manifest.image)
         loaded = perf_counter()
-        encoded = self._encode(pixels)
+        encoded = self.encode_pixels(pixels)
         return encoded, {"image": (loaded - started) * 1e3, "encode": (perf_counter() - loaded) * 1e3}
 
     def caption(self, image: ImageSource, options: DecodingOptions | None = None) -> Caption:
@@ -281,11 +287,6 @@ class Captioner:
             score=hypothesis.score,
             stop_reason=hypothesis.stop_reason,
         )
-
-    def _encode(self, pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
-        self._encoder.inputs["image"]()[0] = pixels
-        self._encoder.invoke()
-        return {name: view().copy() for name, view in self._encoder.outputs.items()}
 
 
 def with_stages(caption: Caption, stages_ms: dict[str, float]) -> Caption:

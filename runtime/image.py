@@ -115,6 +115,18 @@ def open_upright(source: ImageSource, longest: int) -> Image.Image:
     return _read(source, (longest, longest), shrink)
 
 
+def thumbnail(source: ImageSource, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """The photograph's mean colours on a grid: uint8 (height, width, 3). Quick, to tell photographs apart by.
+
+    Averages are those of boxes, exact to about one grey level. Sources, checks and errors are those of `load_image`.
+    """
+
+    def average(image: Image.Image) -> npt.NDArray[np.uint8]:
+        return np.array(image.resize((width, height), Image.Resampling.BOX, reducing_gap=4.0), dtype=np.uint8)
+
+    return _read(source, (2 * height, 2 * width), average)
+
+
 def _read(source: ImageSource, wanted: tuple[int, int], use: Callable[[Image.Image], T]) -> T:
     """What `use` makes of the photograph, RGB and upright, decoded to at least twice the `wanted` (height, width)."""
     name = _describe(source)

@@ -133,7 +133,7 @@ def test_logits_that_are_not_numbers_are_reported(toy_directory: Path, tmp_path:
     captioner = Captioner.from_bundle(directory)
     encoded = captioner.encode(PHOTOGRAPHS[0])
     encoded["hidden"][...] = np.nan
-    captioner._encode = lambda pixels: encoded  # type: ignore[method-assign]
+    captioner.encode_pixels = lambda pixels: encoded  # type: ignore[method-assign]
     with pytest.raises(InterpreterError, match="no finite numbers"):
         captioner.caption(PHOTOGRAPHS[0])
 
