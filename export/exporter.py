@@ -5,23 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from captionlite.export.convert import SIGNATURE, Calibration, convert
+from captionlite.export.calibration import NO_CALIBRATION, Calibration, Photographs, require_photographs
+from captionlite.export.convert import convert
 from captionlite.export.errors import ExportError
 from captionlite.export.golden import drawn_photographs, golden_vectors
 from captionlite.export.graphs import DecoderGraph, EncoderGraph, RefineGraph, decoder_inputs
 from captionlite.export.model_card import model_card
 from captionlite.export.parity import Parity, measure_parity
-from captionlite.export.recipes import GraphRecipe, Recipe
+from captionlite.export.quantization import quantize
+from captionlite.export.recipes import ConverterMode, GraphRecipe, Recipe
+from captionlite.export.tflite_file import check_ops, signature_specs
 from captionlite.runtime.bundle import Bundle, write_bundle
 from captionlite.runtime.captioner import Captioner
-from captionlite.runtime.image import ImageSource, load_image
+from captionlite.runtime.image import load_image
 from captionlite.runtime.manifest import (
     FORMAT,
     AttentionSpec,
@@ -30,13 +32,13 @@ from captionlite.runtime.manifest import (
     GraphSpec,
     ImageSpec,
     Manifest,
-    TensorSpec,
     VocabularySpec,
 )
+from captionlite.training.datasets.photos import Photo
 from captionlite.training.run import Run
 from captionlite.training.vocabulary import END_ID, MASK_ID, PAD_ID, START_ID, UNKNOWN_ID
 
-CALIBRATION_PHOTOGRAPHS = 200
+PACKAGES = ("tensorflow", "keras", "litert-quantizer", "ai-edge-litert", "captionlite")
 PARITY_PHOTOGRAPHS = 20
 FLOAT32_LOGITS_TOLERANCE = 1e-4  # absolute, against Keras, with state fed forward
 
@@ -57,7 +59,7 @@ def export_run(
     out: Path,
     *,
     name: str | None = None,
-    photographs: Sequence[ImageSource] = (),
+    photographs: Photographs | Sequence[Photo] = (),
     golden: Sequence[Path] = (),
     scores: dict[str, Any] | None = None,
     licences: dict[str, str] | None = None,
@@ -70,108 +72,93 @@ def export_run(
     go into the bundle with their golden vectors (drawn pictures when none is given: mind the rights of what you give
     away). ``scores``: caption scores by title, ``licences``: licences by data set, for the manifest and the model card.
 
-    Raises ExportError when the converter refuses or a float32 file strays from Keras, BundleError when ``out`` exists.
+    Raises ExportError when the converter or the quantizer refuses or a float32 file strays from Keras, BundleError when
+    ``out`` exists.
     """
     if out.exists() and not force:
         raise ExportError(f"{out}: exists already; give --force to replace it, or another --out")
-    seen = [load_image(path, run.image_spec) for path in photographs[:CALIBRATION_PHOTOGRAPHS]]
-    if recipe.needs_calibration and not seen:
-        raise ExportError(
-            f"recipe {recipe.name} needs calibration photographs; "
-            "give --calibration FOLDER with 100 or more training photographs"
-        )
+    if not isinstance(photographs, Photographs):
+        photographs = Photographs(tuple(photographs), "photographs given by the caller")
+    modules = _Modules(run, report)
+    seen = photographs.load(run.image_spec)
+    require_photographs(recipe, modules.names, bool(seen), "--calibration FOLDER")
     pictured = drawn_photographs(run.image_spec.height, run.image_spec.width)
-
-    def calibration() -> Iterator[dict[str, np.ndarray]]:
-        for pixels in seen:
-            yield {"image": pixels[None]}
-
-    report("converting the encoder")
-    encoder = _convert(EncoderGraph(run.encoder, run.model, run.image_spec), recipe.encoder, calibration)
-    report("converting the decoder")
-    decoder = _convert(DecoderGraph(run.model), recipe.decoder, None)
-    graphs = {"encoder": encoder, "decoder": decoder}
-    if run.model.refines:
-        report("converting the parallel pass")
-        graphs["refine"] = _convert(RefineGraph(run.model), recipe.decoder, None)
     vocabulary = run.vocabulary.runtime_vocabulary()
-    manifest = _manifest(run, recipe, name or run.config.name, graphs, vocabulary["kind"], len(seen), scores or {})
-    _state_licences(manifest, licences or {})
-    files = {f"{graph}.tflite": converted.content for graph, converted in graphs.items()}
-    files["vocabulary.json"] = json.dumps(vocabulary, ensure_ascii=False).encode()
-
+    shared = {"golden.npz": b"", "README.md": b""}
+    shared["vocabulary.json"] = json.dumps(vocabulary, ensure_ascii=False).encode()
     with tempfile.TemporaryDirectory(prefix="captionlite-bundle-") as scratch:
-        first = Path(scratch) / "bundle"
-        write_bundle(first, manifest, {**files, "golden.npz": b"", "README.md": b""})
-        captioner = Captioner(Bundle.open(first))
+
+        def opened(kind: str, graphs: dict[str, bytes], manifest: Manifest) -> Captioner:
+            files = {f"{graph}.tflite": content for graph, content in graphs.items()}
+            write_bundle(Path(scratch) / kind, manifest, {**shared, **files})
+            return Captioner(Bundle.open(Path(scratch) / kind))
+
+        def float_captioner() -> Captioner:
+            graphs = {graph: modules.converted(graph, "float32") for graph in modules.names}
+            return opened("float32", graphs, _manifest(run, recipe, "float32", graphs, vocabulary["kind"]))
+
+        calibration = Calibration(seen, float_captioner)
+        graphs = {}
+        for graph in modules.names:
+            content = modules.converted(graph, recipe.graph(graph).converter)
+            if recipe.graph(graph).rules:
+                report(f"quantizing the {graph}")
+            graphs[graph] = quantize(content, recipe.graph(graph), partial(calibration.samples, graph), graph)
+        ops = {graph: check_ops(content) for graph, content in graphs.items()}
+        manifest = _manifest(run, recipe, name or run.config.name, graphs, vocabulary["kind"])
+        manifest.scores.update(scores or {})
+        manifest.provenance["calibration"] = photographs.provenance() if recipe.needs_calibration else NO_CALIBRATION
+        _state_licences(manifest, licences or {})
+        captioner = opened("bundle", graphs, manifest)
         report("comparing with Keras")
         parity = measure_parity(run, captioner, seen[:PARITY_PHOTOGRAPHS] or pictured)
         _require_parity(recipe, parity)
         report("recording golden vectors")
         chosen = [load_image(path, run.image_spec) for path in golden] or pictured
-        files["golden.npz"] = golden_vectors(captioner, chosen)
-    provenance = {**manifest.provenance, "parity": parity.to_json()}
-    manifest = dataclasses.replace(manifest, provenance=provenance)
-    sizes = {file: len(content) for file, content in files.items()}
+        shared["golden.npz"] = golden_vectors(captioner, chosen)
+    manifest.provenance["parity"] = parity.to_json()
+    files = {**{f"{graph}.tflite": content for graph, content in graphs.items()}, **shared}
+    sizes = {file: len(content) for file, content in files.items() if file != "README.md"}
     files["README.md"] = model_card(manifest, sizes, parity).encode()
     write_bundle(out, manifest, files, force=force)
-    return ExportResult(out, sizes, {graph: converted.ops for graph, converted in graphs.items()}, parity)
+    return ExportResult(out, sizes, ops, parity)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Converted:
-    content: bytes
-    ops: list[str]
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+class _Modules:
+    """The run's graphs, each converted once a mode."""
+
+    def __init__(self, run: Run, report: Callable[[str], None]) -> None:
+        self._run, self._report = run, report
+        self._contents: dict[tuple[str, str], bytes] = {}
+        self.names = ("encoder", "decoder", *(("refine",) if run.model.refines else ()))
+
+    def converted(self, name: str, mode: ConverterMode) -> bytes:
+        if (name, mode) not in self._contents:
+            self._report(f"converting the {name}")
+            self._contents[name, mode] = convert(self._module(name), mode)
+        return self._contents[name, mode]
+
+    def _module(self, name: str) -> Any:
+        if name == "encoder":
+            return EncoderGraph(self._run.encoder, self._run.model, self._run.image_spec)
+        return DecoderGraph(self._run.model) if name == "decoder" else RefineGraph(self._run.model)
 
 
-def _convert(graph: Any, recipe: GraphRecipe, calibration: Calibration | None) -> _Converted:
-    content, ops = convert(graph, recipe, calibration)
-    return _Converted(content, ops, *signature_specs(content))
-
-
-def signature_specs(content: bytes) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs of a TFLite file by name; a dynamic dimension (-1) is the batch."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    runner = Interpreter(model_content=content).get_signature_runner(SIGNATURE)
-    sides = []
-    for details in (runner.get_input_details(), runner.get_output_details()):
-        specs = []
-        for name, detail in details.items():
-            shape = tuple(None if size < 0 else int(size) for size in detail["shape_signature"])
-            specs.append(TensorSpec(name, np.dtype(detail["dtype"]).name, shape))
-        sides.append(tuple(specs))
-    return sides[0], sides[1]
-
-
-def _manifest(
-    run: Run,
-    recipe: Recipe,
-    name: str,
-    graphs: dict[str, _Converted],
-    vocabulary_kind: str,
-    calibrated_on: int,
-    scores: dict[str, Any],
-) -> Manifest:
+def _manifest(run: Run, recipe: Recipe, name: str, graphs: dict[str, bytes], vocabulary_kind: str) -> Manifest:
+    specs = {graph: signature_specs(content) for graph, content in graphs.items()}
     expected = {spec.name: spec for spec in decoder_inputs(run.model)}
-    found = {spec.name: spec for spec in graphs["decoder"].inputs}
+    found = {spec.name: spec for spec in specs["decoder"][0]}
     if found != expected:
         raise ExportError(
             f"decoder.tflite takes {sorted(found.values(), key=str)}, expected {sorted(expected.values(), key=str)}"
         )
     config = run.config
     h, w, _ = run.model.feature_shape
-    packages = ("tensorflow", "keras", "litert-quantizer", "ai-edge-litert", "captionlite")
     return Manifest(
         format=FORMAT,
         name=name,
         family=run.model.family,
-        graphs={
-            graph: GraphSpec(f"{graph}.tflite", recipe.name, converted.inputs, converted.outputs)
-            for graph, converted in graphs.items()
-        },
+        graphs={graph: GraphSpec(f"{graph}.tflite", recipe.name, *sides) for graph, sides in specs.items()},
         state=run.model.state_specs(),
         image=ImageSpec(run.image_spec.height, run.image_spec.width),
         vocabulary=VocabularySpec("vocabulary.json", vocabulary_kind, len(run.vocabulary)),
@@ -195,10 +182,9 @@ def _manifest(
                 "decoder": int(run.model.count_params()),
             },
             "training": {"epochs_at_most": config.epochs, "weights": [d.weight for d in config.data], **run.best},
-            "calibration": {"photographs": calibrated_on},
-            "tools": {package: version(package) for package in packages},
+            "recipe": recipe.provenance(),
+            "tools": {package: version(package) for package in PACKAGES},
         },
-        scores=scores,
     )
 
 
@@ -214,7 +200,7 @@ def _state_licences(manifest: Manifest, licences: dict[str, str]) -> None:
 
 
 def _require_parity(recipe: Recipe, parity: Parity) -> None:
-    if recipe.name != "float32":
+    if any(recipe.graph(graph) != GraphRecipe() for graph in ("encoder", "decoder")):
         return
     for tensor in parity.tensors:
         if tensor.name == "decoder/logits" and tensor.max_abs > FLOAT32_LOGITS_TOLERANCE:

@@ -45,7 +45,7 @@ def model_card(manifest: Manifest, sizes_bytes: dict[str, int], parity: Parity) 
     ]
     lines += ["", "## Scores", "", *_scores(manifest.scores), "", "## Exactness", ""]
     lines += [
-        f"{parity.equal_captions} of {parity.photographs} captions equal word for word those of the Keras model.",
+        f"{parity.equal_captions} of {parity.photographs} captions equal word for word those of {parity.reference}.",
         "",
         "| tensor | largest difference | relative RMS |",
         "| --- | --- | --- |",

@@ -29,6 +29,7 @@ COMMANDS = {
     "presets": LazyCommand("captionlite.training.commands.presets", "List what can be trained.", "train"),
     "train": LazyCommand("captionlite.training.commands.train", "Train a captioning model.", "train"),
     "export": LazyCommand("captionlite.export.commands.export", "Turn a trained model into a bundle.", "export"),
+    "quantize": LazyCommand("captionlite.export.commands.quantize", "Quantize a float32 bundle.", "export"),
     "evaluate": LazyCommand("captionlite.benchmarks.commands.evaluate", "Score a bundle's captions.", "bench"),
     "confidence": LazyCommand("captionlite.benchmarks.commands.confidence", "Fit a bundle's confidence.", "bench"),
 }

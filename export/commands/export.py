@@ -5,28 +5,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
-
-if TYPE_CHECKING:
-    from captionlite.training.datasets.photos import Photo
-
-RECIPE_NAMES = ("float32", "float16", "int8")
-PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle's directory.")
-@click.option("--recipe", "recipe_name", type=click.Choice(RECIPE_NAMES), default="int8", show_default=True)
+@click.option(
+    "--recipe",
+    "recipe_name",
+    default="int8",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="How the graphs are stored: a recipe of captionlite or a JSON file, see below.",
+)
 @click.option("--name", help="The bundle's name; the preset's when not given.")
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="A folder of photographs for calibration and parity; by default a sample of the run's training photographs.",
+    help="A folder of photographs for calibration and parity, those of the run's dev and test splits left out; by "
+    "default a sample of the run's training photographs.",
 )
 @click.option(
     "--golden",
@@ -54,23 +54,37 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Convert the best weights of RUN to TensorFlow Lite and write them as a bundle."""
+    """Convert the best weights of RUN to TensorFlow Lite and write them as a bundle.
+
+    \b
+    Recipes:
+      float32           everything float32
+      float16           weights float16
+      int8              convolutions calibrated int8, the decoder dynamic int8
+      int8-litert       the same, as `captionlite quantize` can make it
+      dynamic-int8      weights int8, activations quantized as they come
+      weight-only-int8  weights int8, computed in float32
+      full-int8         integers wherever there is a kernel; loses captions
+      int16x8           the same with activations of 16 bits; very slow
+      int4              experimental: the decoder's weights of 4 bits
+      legacy            right on tflite-runtime 2.14
+    """
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the converter's; a run trained on JAX loads just as well
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from captionlite.export.calibration import Photographs, held_out_names
     from captionlite.export.exporter import export_run
     from captionlite.export.recipes import recipe
     from captionlite.training.run import load_run
 
+    chosen = recipe(recipe_name)
     loaded = load_run(run)
-    if calibration is not None:
-        photographs: Sequence[Photo] = sorted(
-            path for path in calibration.iterdir() if path.suffix.lower() in PHOTOGRAPHS
-        )
+    if calibration is None:
+        photographs = Photographs.of_run(loaded)
     else:
-        photographs = loaded.training_photographs()
+        photographs = Photographs.of_folder(calibration, held_out_names(loaded), loaded.config.seed)
     result = export_run(
         loaded,
-        recipe(recipe_name),
+        chosen,
         out,
         name=name,
         photographs=photographs,

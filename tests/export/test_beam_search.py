@@ -22,7 +22,6 @@ from converted import FirstState, graph
 
 from captionlite.export.convert import convert
 from captionlite.export.graphs import DecoderGraph
-from captionlite.export.recipes import RECIPES
 from captionlite.runtime.beam import beam_search
 from captionlite.runtime.decoding import DecodingOptions, Hypothesis, Plan
 from captionlite.runtime.interpreter import Graph
@@ -80,8 +79,8 @@ def whole_captions(name: str) -> Callable[[np.ndarray, np.ndarray], Any]:
 def device(name: str) -> tuple[Graph, DecoderLoop, Manifest, Vocabulary]:
     """What the runtime has of the model: the graph of first states, the loop, and a manifest and words for it."""
     model = model_of(name)
-    decoder, _ = convert(DecoderGraph(model), RECIPES["float32"].decoder)
-    first, _ = convert(FirstState(model), RECIPES["float32"].encoder)
+    decoder = convert(DecoderGraph(model))
+    first = convert(FirstState(model))
     mask = MASK if name == "masked_lm" else None
     spec = DecodingSpec(START, END, 0, 1, SUPPRESSED if mask is None else (*SUPPRESSED, mask), model.max_length, mask)
     words = tuple(f"w{i}" for i in range(harness.VOCABULARY))

@@ -1,5 +1,6 @@
 """A run becomes a bundle: exact against Keras, complete, checked, and never half-written."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -8,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 from drawings import TINY_PRESET, write_drawings
 
-from captionlite.export.convert import check_ops, op_names
 from captionlite.export.errors import ExportError
-from captionlite.export.exporter import export_run, signature_specs
-from captionlite.export.recipes import RECIPES, recipe
+from captionlite.export.exporter import export_run
+from captionlite.export.recipes import recipe
+from captionlite.export.tflite_file import check_ops, op_names, signature_specs
 from captionlite.runtime.bundle import Bundle
 from captionlite.runtime.captioner import Captioner
 from captionlite.runtime.cli import cli
@@ -20,6 +21,7 @@ from captionlite.runtime.manifest import FORMAT, AttentionSpec
 from captionlite.runtime.verify import verify
 from captionlite.training.checkpoints import load_variables, save_variables
 from captionlite.training.config import DataConfig, RunConfig, from_json
+from captionlite.training.datasets import load_dataset
 from captionlite.training.errors import RunError
 from captionlite.training.run import Run, load_run
 from captionlite.training.trainer import train
@@ -38,6 +40,9 @@ def run(photographs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Ru
     out = tmp_path_factory.mktemp("run") / "run"
     train(RunConfig(**{**vars(config), "data": data}), out, tmp_path_factory.mktemp("cache"))
     return load_run(out)
+
+
+RECIPES = ("float32", "float16", "int8")  # all others: test_recipes.py
 
 
 @pytest.fixture(scope="module", params=RECIPES)
@@ -93,7 +98,15 @@ def test_the_manifest_says_where_it_comes_from(bundle: Path) -> None:
     assert manifest.attention == AttentionSpec((4, 4))
     assert manifest.provenance["preset"] == "tiny"
     assert manifest.provenance["training"]["datasets"][0]["train"] == 18
-    assert manifest.provenance["calibration"]["photographs"] == 24
+    name = manifest.graphs["encoder"].recipe
+    assert manifest.provenance["recipe"] == recipe(name).provenance()
+    calibration = manifest.provenance["calibration"]
+    assert calibration["photographs"] == (24 if name == "int8" else 0)
+    if name == "int8":
+        assert len(calibration["ids"]) == 24
+        assert "red-circle-left.png" in calibration["ids"]
+        listed = "".join(f"{photograph}\n" for photograph in calibration["ids"])
+        assert calibration["sha256"] == hashlib.sha256(listed.encode()).hexdigest()
     assert manifest.scores == {"test": SCORES}
     card = (bundle / "README.md").read_text()
     assert "| test | 3 | 0.500 | 0.250 | 0.400 | 0.750 |" in card
@@ -153,7 +166,6 @@ def test_tensorflow_only_ops_are_refused() -> None:
     import tensorflow as tf
 
     from captionlite.export.convert import convert
-    from captionlite.export.recipes import GraphRecipe
 
     class Module(tf.Module):  # type: ignore[misc]
         @tf.function(input_signature=[tf.TensorSpec((1, 4), tf.float32, name="x")])  # type: ignore[untyped-decorator]
@@ -161,7 +173,7 @@ def test_tensorflow_only_ops_are_refused() -> None:
             return {"y": tf.raw_ops.Betainc(a=x, b=x, x=x)}
 
     with pytest.raises(ExportError, match="the TFLite converter refused the graph"):
-        convert(Module(), GraphRecipe())
+        convert(Module())
 
 
 def test_the_command_prints_parity_and_writes_the_bundle(run: Run, photographs: list[Path], tmp_path: Path) -> None:
@@ -171,8 +183,12 @@ def test_the_command_prints_parity_and_writes_the_bundle(run: Run, photographs: 
     assert done.exit_code == 0, done.output
     printed = json.loads(done.stdout)
     assert printed["bundle"] == str(out)
-    assert printed["parity"]["photographs"] == 20
-    assert Bundle.open(out).manifest.graphs["encoder"].recipe == "int8"
+    assert printed["parity"]["photographs"] == 18
+    manifest = Bundle.open(out).manifest
+    assert manifest.graphs["encoder"].recipe == "int8"
+    dev = {example.id for example in load_dataset(run.config.data[0].spec).split("dev")}
+    assert len(dev) == 6
+    assert not dev & set(manifest.provenance["calibration"]["ids"])  # the folder holds them; they are left out
 
 
 def test_weights_that_are_missing_or_damaged(run: Run, tmp_path: Path) -> None:

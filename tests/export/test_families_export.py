@@ -19,7 +19,8 @@ from converted import FirstState, graph
 from captionlite.export.convert import convert
 from captionlite.export.exporter import export_run, signature_specs
 from captionlite.export.graphs import DecoderGraph, decoder_inputs
-from captionlite.export.recipes import RECIPES
+from captionlite.export.recipes import ConverterMode, recipe
+from captionlite.export.tflite_file import op_names
 from captionlite.runtime.attention import check_attention_file, write_attention
 from captionlite.runtime.bundle import Bundle
 from captionlite.runtime.captioner import Captioner
@@ -50,8 +51,8 @@ def model_of(name: str, wider: bool = False) -> DecoderFamily:
 
 
 @cache
-def decoder_file(name: str, recipe: str, wider: bool = False) -> tuple[bytes, list[str]]:
-    return convert(DecoderGraph(model_of(name, wider)), RECIPES[recipe].decoder)
+def decoder_file(name: str, mode: ConverterMode, wider: bool = False) -> bytes:
+    return convert(DecoderGraph(model_of(name, wider)), mode)
 
 
 def tensors(content: bytes) -> list[Any]:
@@ -99,8 +100,7 @@ def fed_forward(model: DecoderFamily, content: bytes) -> tuple[np.ndarray, np.nd
     """Logits (3, T, V) of the converted decoder and of Keras, each feeding its own state forward; no banned words."""
     features, tokens = harness.features_and_tokens(model, photographs=3, captions=1)
     expected = harness.generator(model).logits(features, tokens)
-    first_content, _ = convert(FirstState(model), RECIPES["float32"].encoder)
-    first, decoder = graph(first_content), graph(content)
+    first, decoder = graph(convert(FirstState(model))), graph(content)
     found = np.stack([decode(first, decoder, model, *pair) for pair in zip(features, tokens, strict=True)])
     allowed = expected[0, 0] > -1e3  # a banned word's logit only says never, and says it differently in a file
     return found[..., allowed], expected[..., allowed]
@@ -108,7 +108,7 @@ def fed_forward(model: DecoderFamily, content: bytes) -> tuple[np.ndarray, np.nd
 
 @pytest.mark.parametrize("name", harness.CONFIGS)
 def test_a_converted_decoder_follows_keras_step_by_step(name: str) -> None:
-    model, (content, _) = model_of(name), decoder_file(name, "float32")
+    model, content = model_of(name), decoder_file(name, "float32")
     found, expected = fed_forward(model, content)
     assert found.shape == (3, model.max_length, found.shape[-1])
     np.testing.assert_allclose(found, expected, rtol=0, atol=FLOAT32_TOLERANCE)
@@ -116,7 +116,7 @@ def test_a_converted_decoder_follows_keras_step_by_step(name: str) -> None:
 
 @pytest.mark.parametrize("name", harness.CONFIGS)
 def test_an_int8_decoder_stays_near_keras(name: str) -> None:
-    model, (content, _) = model_of(name, wider=True), decoder_file(name, "int8", wider=True)
+    model, content = model_of(name, wider=True), decoder_file(name, recipe("int8").decoder.converter, wider=True)
     assert int8_count(content) >= 3
     found, expected = fed_forward(model, content)
     error = np.sqrt(np.square(found - expected).mean() / np.square(expected).mean())
@@ -126,7 +126,8 @@ def test_an_int8_decoder_stays_near_keras(name: str) -> None:
 @pytest.mark.parametrize("name", harness.CONFIGS)
 def test_the_converted_graph_is_plain(name: str) -> None:
     """Names as the manifest says, builtin ops without control flow, and no tensor that is slow for its rank."""
-    model, (content, ops) = model_of(name), decoder_file(name, "float32")
+    model, content = model_of(name), decoder_file(name, "float32")
+    ops = op_names(content)
     assert not CONTROL_FLOW & set(ops)
     assert not [op for op in ops if op.startswith(("CUSTOM", "VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE"))]
     assert max(len(tensor.shape if tensor.shape is not None else ()) for tensor in tensors(content)) <= 4
@@ -139,7 +140,7 @@ def test_the_converted_graph_is_plain(name: str) -> None:
 @pytest.mark.parametrize("name", harness.CONFIGS)
 def test_a_converted_decoder_takes_any_batch(name: str) -> None:
     """Beams are a batch: five rows at once give what each gives alone."""
-    model, decoder = model_of(name), graph(decoder_file(name, "float32")[0])
+    model, decoder = model_of(name), graph(decoder_file(name, "float32"))
     rng = np.random.default_rng(5)
     inputs: dict[str, np.ndarray] = {"token": rng.integers(4, harness.VOCABULARY, (5, 1)).astype("int32")}
     for row in model.state_specs():
@@ -183,7 +184,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def test_a_run_becomes_a_bundle_that_captions_as_keras_does(trained: tuple[Run, list[Path]], tmp_path: Path) -> None:
     run, pictures = trained
-    result = export_run(run, RECIPES["float32"], tmp_path / "bundle", photographs=pictures[:3])
+    result = export_run(run, recipe("float32"), tmp_path / "bundle", photographs=pictures[:3])
     assert result.parity.equal_captions == result.parity.photographs == 3
     assert {t.name for t in result.parity.tensors} >= {"decoder/logits"}
     bundle = Bundle.open(result.bundle)
@@ -209,7 +210,7 @@ def test_a_run_becomes_a_bundle_that_captions_as_keras_does(trained: tuple[Run, 
 
 def test_an_int8_bundle_verifies(trained: tuple[Run, list[Path]], tmp_path: Path) -> None:
     run, pictures = trained
-    result = export_run(run, RECIPES["int8"], tmp_path / "bundle", photographs=pictures[:8])
+    result = export_run(run, recipe("int8"), tmp_path / "bundle", photographs=pictures[:8])
     bundle = Bundle.open(result.bundle)
     report = verify(bundle)
     assert report.passed, report

@@ -17,7 +17,7 @@ if keras.backend.backend() != "tensorflow":
     pytest.skip("TensorFlow converts; KERAS_BACKEND is another", allow_module_level=True)
 
 from captionlite.export.exporter import export_run
-from captionlite.export.recipes import RECIPES
+from captionlite.export.recipes import recipe
 from captionlite.runtime.bundle import Bundle
 from captionlite.runtime.captioner import Captioner
 from captionlite.runtime.cli import cli
@@ -82,7 +82,7 @@ def road(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     train(config, folder / "run", tmp_path_factory.getbasetemp() / "features")
     run = load_run(folder / "run")
     pictures = sorted((folder / "drawings/images").iterdir())
-    result = export_run(run, RECIPES["float32"], folder / "bundle", photographs=pictures[:3])
+    result = export_run(run, recipe("float32"), folder / "bundle", photographs=pictures[:3])
     assert set(result.ops) == {"encoder", "decoder", "refine"}
     assert Bundle.open(result.bundle).manifest.attention is None
     assert result.parity.equal_captions == 3
@@ -181,7 +181,7 @@ def test_scores_equal_keras(road: tuple[Run, Path, list[Path]]) -> None:
 
 def test_int8_verifies_and_decodes(road: tuple[Run, Path, list[Path]], tmp_path: Path) -> None:
     run, _, pictures = road
-    export_run(run, RECIPES["int8"], tmp_path / "bundle", photographs=pictures[:8])
+    export_run(run, recipe("int8"), tmp_path / "bundle", photographs=pictures[:8])
     assert verify(Bundle.open(tmp_path / "bundle")).passed
     caption = Captioner.from_bundle(tmp_path / "bundle").caption(pictures[0], DecodingOptions(passes=2))
     assert caption.stop_reason == "end"
@@ -226,7 +226,7 @@ def test_families_that_go_word_by_word_say_so_and_score_all_the_same(tmp_path: P
     train(config, tmp_path / "run", tmp_path / "features")
     run = load_run(tmp_path / "run")
     picture = sorted((tmp_path / "drawings/images").iterdir())[0]
-    export_run(run, RECIPES["float32"], tmp_path / "bundle", photographs=[picture])
+    export_run(run, recipe("float32"), tmp_path / "bundle", photographs=[picture])
     captioner = Captioner.from_bundle(tmp_path / "bundle")
     with pytest.raises(OptionsError, match="is of the family transformer, which predicts one after another"):
         captioner.caption(picture, DecodingOptions(passes=2))

@@ -1,0 +1,210 @@
+"""Float32 TFLite bytes -> quantized TFLite bytes by a recipe's rules, with litert-quantizer. No TensorFlow here."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from captionlite.export.errors import ExportError
+from captionlite.export.recipes import EVERY_NAME, EVERY_OPERATION, GraphRecipe, Override
+from captionlite.export.tflite_file import SIGNATURE, Op, read_ops, signature_specs
+from captionlite.runtime.interpreter import core_count
+
+Samples = Callable[[], Iterable[dict[str, np.ndarray]]]  # inputs by name, one dict a sample
+
+BOUNDARY = ("INPUT", "OUTPUT")
+HIDDEN_BELOW = -1e3  # masks and banned words hold -1e9 and -1e4: no integer scale has room for them beside real scores
+NAMES_SHOWN = 5
+
+
+def quantize(content: bytes, recipe: GraphRecipe, samples: Samples | None, where: str) -> bytes:
+    """A float32 file with the recipe's rules laid over it; inputs and outputs of the graph keep their types.
+
+    ``samples`` gives the inputs to calibrate on. ``where`` names the graph in errors. Raises ExportError when a regular
+    expression finds nothing, when samples are wanted and there are none, when litert-quantizer refuses, or when the
+    interpreter cannot run the result.
+    """
+    if not recipe.rules:
+        return content
+    ops = read_ops(content)
+    _check_names(recipe, ops, where)
+    if recipe.needs_calibration and samples is None:
+        raise ExportError(f"{where}: this recipe needs photographs to calibrate on")
+    rules = list(recipe.rules)
+    with _quiet():
+        try:
+            ranges = _calibrate(content, rules, samples() if recipe.needs_calibration and samples else _zeros(content))
+            rules += _around_hidden_values(rules, ops, ranges or {})
+            work = _quantizer(content, rules)
+            quantized = bytes(work.quantize(ranges if work.need_calibration else None).quantized_model)
+        except (ValueError, RuntimeError, NotImplementedError, KeyError) as error:
+            raise ExportError(f"{where}: litert-quantizer refused the recipe: {_first_line(error)}") from error
+    if any(rule.mode.startswith("static_") for rule in rules):
+        _try(quantized, where)
+    return quantized
+
+
+def check_override(rule: Override, where: str) -> None:
+    """Raises ExportError when litert-quantizer does not know the op, or when no kernel has the op in this mode."""
+    from litert_quantizer import qtyping
+
+    known = sorted(op.value for op in qtyping.TFLOperationName if op.value not in BOUNDARY)
+    if rule.operation in BOUNDARY:
+        raise ExportError(
+            f"{where}.operation: found {rule.operation!r}, but what goes in and out of a graph keeps its type: that is "
+            "the contract of a bundle; name an op"
+        )
+    if rule.operation not in known:
+        raise ExportError(f"{where}.operation: found {rule.operation!r}, expected one of {', '.join(known)}")
+    try:
+        _quantizer(None, [rule])
+    except ValueError as error:
+        raise ExportError(
+            f"{where}.mode: found {rule.mode!r} for {rule.operation} ({rule.granularity}, {rule.algorithm_key}), which "
+            f"litert-quantizer does not have: {_first_line(error)}"
+        ) from error
+
+
+def litert_recipe(rules: Iterable[Override]) -> list[dict[str, Any]]:
+    """The rules in litert-quantizer's own form, with the graph's inputs and outputs left alone.
+
+    There, rules of one regular expression are kept together; a comment inside the expression makes each its own, so
+    that they count in the order in which they stand.
+    """
+    from litert_quantizer import algorithm_manager, qtyping, recipe_manager
+
+    names, algorithms = qtyping.TFLOperationName, algorithm_manager.AlgorithmName
+    manager = recipe_manager.RecipeManager()
+    for number, rule in enumerate(rules):
+        regex, op = f"{rule.regex}(?#{number})", names(rule.operation)
+        common = {"granularity": qtyping.QuantGranularity(rule.granularity), "algorithm_key": rule.algorithm_key}
+        match rule.mode:
+            case "no_quantize":
+                manager.add_quantization_config(regex, op, None, algorithms.NO_QUANTIZE)
+            case "float_casting":
+                manager.add_weight_only_config(regex, op, num_bits=16, algorithm_key=algorithms.FLOAT_CASTING)
+            case "dynamic_wi8_afp32" | "dynamic_wi4_afp32":
+                manager.add_dynamic_config(regex, op, num_bits=4 if "wi4" in rule.mode else 8, **common)
+            case "weight_only_wi8_afp32" | "weight_only_wi4_afp32":
+                manager.add_weight_only_config(regex, op, num_bits=4 if "wi4" in rule.mode else 8, **common)
+            case "static_wi8_ai8" | "static_wi8_ai16":
+                bits = 16 if rule.mode.endswith("ai16") else 8
+                granularity, key = common["granularity"], common["algorithm_key"]
+                manager.add_static_config(regex, op, bits, 8, granularity, key)
+    for name in BOUNDARY:
+        manager.add_quantization_config(".*(?#boundary)", names(name), None, algorithms.NO_QUANTIZE)
+    recipe: list[dict[str, Any]] = manager.get_quantization_recipe()
+    return recipe
+
+
+def _quantizer(content: bytes | None, rules: Iterable[Override]) -> Any:
+    """litert-quantizer's Quantizer for a file; without one the rules are only checked."""
+    from litert_quantizer import quantizer
+
+    recipe = litert_recipe(rules)
+    return None if content is None else quantizer.Quantizer(bytearray(content), recipe)
+
+
+def _calibrate(content: bytes, rules: list[Override], samples: Iterable[dict[str, np.ndarray]]) -> Any:
+    work = _quantizer(content, rules)
+    return work.calibrate({SIGNATURE: list(samples)}, num_threads=core_count()) if work.need_calibration else None
+
+
+def _zeros(content: bytes) -> list[dict[str, np.ndarray]]:
+    """One sample for recipes whose only ranges are those of stored tables, which do not depend on it."""
+    return [
+        {spec.name: np.zeros([size or 1 for size in spec.shape], spec.dtype) for spec in signature_specs(content)[0]}
+    ]
+
+
+def _around_hidden_values(rules: list[Override], ops: list[Op], ranges: dict[str, Any]) -> list[Override]:
+    """Rules that keep static modes off the ops whose tensors hold masks or banned words.
+
+    A scale that reaches to -1e9 leaves nothing of scores between -10 and 10. Sums, concatenations and softmaxes with
+    such tensors stay float32; a product with weights whose result has banned words takes the dynamic mode.
+    """
+    hidden = {name for name, found in ranges.items() if "min" in found and np.min(found["min"]) < HIDDEN_BELOW}
+    kept = []
+    for op in ops:
+        touched = hidden & (op.inputs.keys() | op.outputs.keys())
+        if touched and _mode(rules, op).startswith("static_"):
+            mode = "dynamic_wi8_afp32" if op.name == "FULLY_CONNECTED" else "no_quantize"
+            kept.append(Override(mode, op.name, f"^{re.escape(op.scope)}$"))  # type: ignore[arg-type]
+    return kept
+
+
+def _mode(rules: list[Override], op: Op) -> str:
+    modes = [r.mode for r in rules if r.operation in (EVERY_OPERATION, op.name) and re.search(r.regex, op.scope)]
+    return modes[-1] if modes else "no_quantize"
+
+
+def _check_names(recipe: GraphRecipe, ops: list[Op], where: str) -> None:
+    """An expression that finds no tensor is a slip; "*" and operations that a family happens not to have are none."""
+    for i, rule in enumerate(recipe.overrides):
+        of_kind = [op for op in ops if rule.operation in (EVERY_OPERATION, op.name)]
+        if rule.regex == EVERY_NAME or any(re.search(rule.regex, op.scope) for op in of_kind):
+            continue
+        names = [op.scope for op in of_kind][:NAMES_SHOWN]
+        like = f"names there are like {', '.join(map(repr, names))}" if names else "there is no such op"
+        raise ExportError(
+            f"{where}.overrides[{i}].regex: found {rule.regex!r}, expected an expression that finds the output tensor "
+            f"of a {rule.operation}; {like}"
+        )
+
+
+_TRIAL = """
+import sys
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+runner = Interpreter(sys.argv[1], num_threads=1).get_signature_runner()
+details = runner.get_input_details().items()
+runner(**{name: np.zeros([abs(size) for size in d["shape_signature"]], d["dtype"]) for name, d in details})
+"""
+
+
+def _try(content: bytes, where: str) -> None:
+    """Runs the file once in a process of its own: kernels refuse integer types, and some scales end the process."""
+    with tempfile.TemporaryDirectory(prefix="captionlite-trial-") as directory:
+        path = Path(directory) / "quantized.tflite"
+        path.write_bytes(content)
+        done = subprocess.run([sys.executable, "-c", _TRIAL, str(path)], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return
+    lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("INFO")]
+    if done.returncode < 0:
+        said = f"it ends with {signal.Signals(-done.returncode).name}: a scale is beyond what a kernel can hold"
+    else:
+        said = lines[-1] if lines else f"exit code {done.returncode}"
+    raise ExportError(
+        f"{where}: the interpreter cannot run what this recipe makes: {said}. Leave that op as it is with an override "
+        '{"operation": "OP", "mode": "no_quantize"} in a recipe file of your own, or take the recipe int8'
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """litert-quantizer prints its progress and a summary, and warns of its own debugging mode and of channels without
+    range.
+    """
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
