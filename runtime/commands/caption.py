@@ -3,22 +3,23 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from captionlite.runtime.commands.options import decoding_options, read_options
+from captionlite.runtime.commands.photographs import each, expand, read, together
 from captionlite.runtime.errors import ImageError, OptionsError
+from captionlite.runtime.progress import ProgressLine
 
 if TYPE_CHECKING:
     from captionlite.runtime.captioner import Captioner
     from captionlite.runtime.decoding import Alternative, Caption, DecodingOptions
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".mpo"))
-STDIN = "-"
 HYPOTHESES_IF_UNSURE = 3
 
 
@@ -76,26 +77,13 @@ def command(
         from captionlite.runtime.attention import check_attention_file, write_attention
 
         check_attention_file(attention, captioner.bundle)
+    names = list(expand(images))
     bare = len(images) == 1 and not os.path.isdir(images[0])
-    failed = False
-    for name in _expand(images):
-        if isinstance(name, ImageError):
-            failed = True
-            click.echo(f"Error: {name}", err=True)
-            continue
-        try:
-            source = sys.stdin.buffer.read() if name == STDIN else name
-            if stream:
-                _print_stream("" if bare else f"{click.format_filename(name)}: ", captioner.stream(source, options))
-                continue
-            result = captioner.caption(source, options) if template is None else captioner.fill(source, template)
-        except ImageError as error:
-            failed = True
-            if as_json:
-                _print_json({"image": name, "error": str(error)})
-            else:
-                click.echo(f"Error: {error}", err=True)
-            continue
+
+    def label(name: str) -> str:
+        return "" if bare else f"{click.format_filename(name)}: "
+
+    def tell(name: str, source: str | bytes, result: "Caption") -> None:
         sure = min_confidence is None or result.confidence is None or result.confidence >= min_confidence
         hypotheses: list[Caption | Alternative] = [result, *result.alternatives]
         if not sure and options.passes is None:
@@ -104,11 +92,30 @@ def command(
             others = hypotheses[1:] if sure else [h for h in hypotheses if h.tokens != result.tokens]
             _print_json(_record(name, result, others, sure))
         else:
-            click.echo(("" if bare else f"{click.format_filename(name)}: ") + (result.text if sure else "not sure"))
+            click.echo(label(name) + (result.text if sure else "not sure"))
             for other in hypotheses if not sure or options.n_best > 1 else ():
                 click.echo(f"    {other.logprob:.3f}  {other.text}")
         if attention is not None:
             write_attention(attention, source, result, captioner.bundle, name=name)
+
+    failed = False
+    if stream:
+        failed = _stream(names, captioner, options, label)
+    else:
+        if template is None:
+            results = together(names, captioner, options)
+        else:
+            results = each(names, partial(captioner.fill, template=template))
+        with ProgressLine(len(names)) as progress:
+            for name, source, result in results:
+                if isinstance(result, ImageError) or sys.stdout.isatty():
+                    progress.hide()
+                if isinstance(result, ImageError):
+                    failed = True
+                    _print_error(name, result, as_json)
+                else:
+                    tell(name, source, result)
+                progress.advance()
     if failed:
         raise SystemExit(1)
 
@@ -166,33 +173,35 @@ def _might_be(captioner: "Captioner", source: str | bytes, options: "DecodingOpt
     return list(each.values())
 
 
-def _print_stream(prefix: str, words: Iterator[str]) -> None:
-    first = next(words, "")  # what cannot be captioned fails here, before a half line is out
-    click.echo(prefix + first, nl=False)
-    for word in words:
-        click.echo(word, nl=False)
-        sys.stdout.flush()
-    click.echo()
-
-
-def _expand(names: tuple[str, ...]) -> Iterator[str | ImageError]:
-    """The photographs meant by the arguments, in their order; a folder that gives none is an error of its own."""
+def _stream(
+    names: Iterable[str | ImageError], captioner: "Captioner", options: "DecodingOptions", label: Callable[[str], str]
+) -> bool:
+    """Print each photograph's words as they come. True when one could not be read."""
+    failed = False
     for name in names:
-        if name == STDIN or not os.path.isdir(name):
-            yield name
-            continue
         try:
-            found = sorted(entry for entry in os.listdir(name) if Path(entry).suffix.lower() in IMAGE_SUFFIXES)
-        except OSError as error:
-            yield ImageError(f"{name}: cannot list this folder ({error.strerror}). Check its permissions.")
+            if isinstance(name, ImageError):
+                raise name
+            words = captioner.stream(read(name), options)
+            first = next(words, "")  # what cannot be captioned fails here, before a half line is out
+        except ImageError as error:
+            failed = True
+            _print_error("", error, as_json=False)
             continue
-        if not found:
-            yield ImageError(f"{name}: no image in this folder. Expected files ending in one of {_suffixes()}.")
-        yield from (os.path.join(name, entry) for entry in found)
+        click.echo(label(name) + first, nl=False)
+        for word in words:
+            click.echo(word, nl=False)
+            sys.stdout.flush()
+        click.echo()
+    return failed
 
 
-def _suffixes() -> str:
-    return ", ".join(sorted(IMAGE_SUFFIXES))
+def _print_error(name: str, error: ImageError, as_json: bool) -> None:
+    """An error of a whole folder, which has no name, is no photograph's and goes to stderr even with --json."""
+    if as_json and name:
+        _print_json({"image": name, "error": str(error)})
+    else:
+        click.echo(f"Error: {error}", err=True)
 
 
 def _print_json(record: dict[str, Any]) -> None:
