@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from unittest.mock import patch
 
 import click
 
@@ -107,12 +108,9 @@ def _steps(captioner: Captioner, encoded: list[dict[str, Any]], options: Decodin
         count += 1
         step(*args)
 
-    loop.step = counted  # type: ignore[method-assign]
-    try:
+    with patch.object(loop, "step", counted):
         for one in encoded:
             captioner.decode(one, options)
-    finally:
-        del loop.step  # type: ignore[attr-defined]  # the method of the class again
     return count
 
 
