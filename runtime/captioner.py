@@ -160,7 +160,7 @@ class Captioner:
 
         A photograph that cannot be read is yielded as its ImageError, and the others go on. After the first few, each
         thread loads and encodes photographs with graphs of its own (20 MB a thread with the default bundle), at most a
-        few ahead of the one yielded (`pipeline.look_ahead`). `images` is read in the caller's thread, and what it
+        few dozen ahead of the one yielded (`pipeline.look_ahead`). `images` is read in the caller's thread, and what it
         raises comes after the captions of those before. The captioner is free for other calls meanwhile; closing the
         iterator ends the threads. Raises OptionsError.
         """

@@ -13,6 +13,9 @@ from captionlite.runtime.errors import ImageError
 from captionlite.runtime.image import ImageSource
 from captionlite.runtime.together import GROUP, is_greedy
 
+GATHERED = 4 * GROUP
+"""Greedy captions that are decoded in one go: the first batch finds the decoder out of the cache, the others do not."""
+
 Encoded = tuple[dict[str, npt.NDArray[Any]], dict[str, float]]
 """The encoder's outputs by name, and milliseconds by stage."""
 
@@ -26,11 +29,11 @@ class Crew:
     def captions(self, images: Iterable[ImageSource], options: DecodingOptions) -> Iterator[Caption | ImageError]:
         """Captions in the order of the photographs; errors, threads and look-ahead are those of `pipeline.run`.
 
-        Greedy captions all come from one decoder, in batches: its weights then stay in the cache that cores share.
+        Greedy captions all come from one decoder, in batches: its weights stay in the cache that cores share.
         """
         encoders = [captioner.encode_timed for captioner in self._captioners]
         if is_greedy(options):
-            return pipeline.run(images, encoders, [partial(_decode, self._captioners[0], options)], GROUP)
+            return pipeline.run(images, encoders, [partial(_decode, self._captioners[0], options)], GATHERED)
         return pipeline.run(images, encoders, [partial(_decode, captioner, options) for captioner in self._captioners])
 
 
