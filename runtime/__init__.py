@@ -10,12 +10,23 @@ if TYPE_CHECKING:
     from captionlite.runtime.bundle import Bundle
     from captionlite.runtime.captioner import Captioner
     from captionlite.runtime.decoding import Caption, DecodingOptions
-    from captionlite.runtime.errors import CaptionliteError
+    from captionlite.runtime.errors import CaptionliteError, ImageError
+    from captionlite.runtime.frames import FrameCaptioner
     from captionlite.runtime.image import load_image
 
     __version__: str
 
-__all__ = ["Bundle", "Caption", "Captioner", "CaptionliteError", "DecodingOptions", "__version__", "load_image"]
+__all__ = [
+    "Bundle",
+    "Caption",
+    "Captioner",
+    "CaptionliteError",
+    "DecodingOptions",
+    "FrameCaptioner",
+    "ImageError",
+    "__version__",
+    "load_image",
+]
 
 _HOMES = {
     "Bundle": "bundle",
@@ -23,6 +34,8 @@ _HOMES = {
     "Captioner": "captioner",
     "CaptionliteError": "errors",
     "DecodingOptions": "decoding",
+    "FrameCaptioner": "frames",
+    "ImageError": "errors",
     "load_image": "image",
 }
 
