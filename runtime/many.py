@@ -29,12 +29,14 @@ class Crew:
     def captions(self, images: Iterable[ImageSource], options: DecodingOptions) -> Iterator[Caption | ImageError]:
         """Captions in the order of the photographs; errors, threads and look-ahead are those of `pipeline.run`.
 
-        Greedy captions all come from one decoder, in batches: its weights stay in the cache that cores share.
+        Greedy captions all come from one decoder, in batches: its weights stay in the cache that cores share. Other
+        searches take so much longer that every thread decodes.
         """
         encoders = [captioner.encode_timed for captioner in self._captioners]
+        decoders = [partial(_decode, captioner, options) for captioner in self._captioners]
         if is_greedy(options):
-            return pipeline.run(images, encoders, [partial(_decode, self._captioners[0], options)], GATHERED)
-        return pipeline.run(images, encoders, [partial(_decode, captioner, options) for captioner in self._captioners])
+            return pipeline.run(images, encoders, decoders[:1], GATHERED)
+        return pipeline.run(images, encoders, decoders, GROUP)
 
 
 def _decode(captioner: Captioner, options: DecodingOptions, group: list[Encoded]) -> list[Caption]:
