@@ -6,14 +6,11 @@ end token are finished captions, the first `beams` others go on; the search ends
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import isfinite, log
-from typing import Any
 
 import numpy as np
 
-from captionlite.runtime.decoding import Floats, Hypothesis, Plan, no_finite_logits, nothing_left
+from captionlite.runtime.decoding import Floats, Hypothesis, Plan, nothing_left
 from captionlite.runtime.loop import DecoderLoop
-from captionlite.runtime.search import SAFE
 
 _DEAD = -1e30  # the score of a row that holds no hypothesis; finite, so that sums and differences stay numbers
 _FAR = 1e32  # nats: further than any total that is a number
@@ -59,7 +56,7 @@ def beam_search(loop: DecoderLoop, plan: Plan) -> list[Hypothesis]:
         loop.step(fed, position)
         if loop.attention is not None:
             attended.append(loop.attention.copy())
-        finder.normalize(plan.suppressed)
+        finder.normalizers = loop.weigh(plan.suppressed)
         if position < len(plan.prefix):
             token = plan.prefix[position]
             candidates = [(finder.total(totals, 0, token), 0, token)]
@@ -131,37 +128,19 @@ class _Finder:
     """
 
     def __init__(self, loop: DecoderLoop, count: int) -> None:
+        self._loop = loop
         self._logits = loop.logits  # (beams, vocabulary)
+        self.normalizers: list[float] = []  # of the latest step, see DecoderLoop.weigh
         self._flat = self._logits.reshape(-1)
         beams, self._vocabulary = self._logits.shape
         self._count = count
-        self._work = np.empty_like(self._logits)
         self._within = np.empty(self._logits.shape, bool)
         self._bound = np.empty((beams, 1), np.float32)
-        self._offsets = np.arange(beams) * self._vocabulary
         self._reach = 4.0  # nats below the best continuation within which the others are looked for
-
-    def normalize(self, suppressed: Any) -> None:
-        """Take the suppressed ids out, and find each row's log of the sum of exp(logits)."""
-        logits, work = self._logits, self._work
-        logits[:, suppressed] = -np.inf
-        greatest = self._flat.take(logits.argmax(axis=1) + self._offsets)  # argmax is faster than max
-        self._greatest: list[float] = greatest.tolist()  # of before the options' bans, which can only lower it
-        if max(self._greatest) < SAFE and min(self._greatest) > -SAFE:
-            sums = np.add.reduce(np.exp(logits, out=work), axis=1)
-            self._normalizers = [log(total) for total in sums.tolist()]
-        elif np.isfinite(greatest).all():
-            np.subtract(logits, greatest[:, None], out=work)
-            sums = np.add.reduce(np.exp(work, out=work), axis=1)
-            self._normalizers = [log(total) + top for total, top in zip(sums.tolist(), self._greatest, strict=True)]
-        else:
-            raise no_finite_logits()
-        if not isfinite(sum(self._normalizers)):
-            raise no_finite_logits()
 
     def total(self, totals: list[float], row: int, token: int) -> float:
         """The sum of log-probabilities of a row's hypothesis continued by a token."""
-        return float(self._logits[row, token]) + totals[row] - self._normalizers[row]
+        return float(self._logits[row, token]) + totals[row] - self.normalizers[row]
 
     def best(self, totals: list[float]) -> list[tuple[float, int, int]]:
         """(total, row, token) of the best continuations, in order; equal ones by token id, then row.
@@ -169,8 +148,9 @@ class _Finder:
         All that lie within reach of the best one are found by a single comparison; where these are too few the reach
         grows, so the result does not depend on it.
         """
-        base = [total - normalizer for total, normalizer in zip(totals, self._normalizers, strict=True)]
-        peak = max(top + b for top, b in zip(self._greatest, base, strict=True))
+        base = [total - normalizer for total, normalizer in zip(totals, self.normalizers, strict=True)]
+        # Of before the options' bans, which can only lower it.
+        peak = max(top + b for top, b in zip(self._loop.greatest, base, strict=True))
         reach = self._reach
         while True:
             self._bound[:, 0] = [max(peak - reach - b, _LOWEST) for b in base]

@@ -97,10 +97,7 @@ class Captioner:
             if options.beams > 1:
                 hypotheses = beam_search(self._decoder, plan)
             else:
-                walk = Walk(self._decoder, plan)
-                for _ in walk:
-                    pass
-                hypotheses = walk.hypotheses()
+                hypotheses = Walk(self._decoder, plan).to_the_end()
         return self._caption(hypotheses[: options.n_best], started)
 
     def decode_many(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from captionlite.runtime.errors import InterpreterError, OptionsError
+from captionlite.runtime.errors import OptionsError
 from captionlite.runtime.manifest import Manifest
 from captionlite.runtime.vocabulary import Vocabulary
 
@@ -198,11 +198,6 @@ def _one_token(word: str, vocabulary: Vocabulary) -> int:
             f"suppress: {word!r} is {len(ids)} tokens, expected one word that this vocabulary has whole."
         )
     return ids[0]
-
-
-def no_finite_logits() -> InterpreterError:
-    """What to raise when the decoder's numbers are broken."""
-    return InterpreterError("The decoder returned logits that are no finite numbers. Run `captionlite verify`.")
 
 
 def nothing_left() -> OptionsError:

@@ -1,21 +1,17 @@
 """Greedy search and sampling: every hypothesis goes its own way, one token a step."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from captionlite.runtime.decoding import DecodingOptions, Floats, Hypothesis, Plan, no_finite_logits, nothing_left
+from captionlite.runtime.decoding import DecodingOptions, Floats, Hypothesis, Plan, nothing_left
 from captionlite.runtime.errors import OptionsError
 from captionlite.runtime.loop import DecoderLoop
 from captionlite.runtime.manifest import Manifest
 
 Pick = Callable[[Floats], int]
 """From logits (vocabulary,), -inf where a token is not allowed, to the id of the token chosen."""
-
-SAFE = 60.0
-"""exp() of a logit up to this far from 0 is an ordinary float32, and so is the sum of a whole vocabulary of them."""
 
 
 class Walk:
@@ -27,57 +23,94 @@ class Walk:
     def __init__(self, loop: DecoderLoop, plan: Plan) -> None:
         self._loop, self._plan = loop, plan
         self._tokens: list[list[int]] = [[] for _ in range(plan.options.best_of)]
+        self._logprobs: list[list[float]] = [[] for _ in self._tokens]
+        options = plan.options
+        self._is_plain = options.temperature == 0 and options.best_of == 1 and not plan.restricted and not plan.prefix
 
     def __iter__(self) -> Iterator[int]:
+        return self._alone() if len(self._tokens) == 1 else self._side_by_side()
+
+    def _alone(self) -> Iterator[int]:
+        """A single caption."""
+        loop, plan, (tokens,), (logprobs,) = self._loop, self._plan, self._tokens, self._logprobs
+        if self._is_plain:
+            for token, logprob in loop.greedy(plan.start_id, plan.steps, plan.end_id, plan.suppressed):
+                tokens.append(token)
+                logprobs.append(logprob)
+                yield token
+            return
+        pick, row, token = picker(plan), loop.logits[0], plan.start_id
+        for position in range(plan.steps):
+            loop.step(token, position)
+            (normalizer,) = loop.weigh(plan.suppressed)
+            loop.record(position)
+            token = choose(plan, row, tokens, pick)
+            tokens.append(token)
+            logprobs.append(row.item(token) - normalizer)
+            yield token
+            if token == plan.end_id:
+                return
+            if position + 1 < plan.steps:
+                loop.advance(position)
+
+    def _side_by_side(self) -> Iterator[int]:
+        """Several captions of one photograph as a batch; those that have ended are computed along and ignored."""
         loop, plan = self._loop, self._plan
-        pick = picker(plan)
-        suppressed, end, prefix = plan.suppressed, plan.end_id, plan.prefix
-        batch = len(self._tokens)
-        loop.keep_history()
-        logits = loop.logits
-        fed: Any = np.full((batch, 1), plan.start_id) if batch > 1 else plan.start_id
-        active = list(range(batch))
+        pick, logits = picker(plan), loop.logits
+        fed = np.full((len(self._tokens), 1), plan.start_id)
+        active = list(range(len(self._tokens)))
         for position in range(plan.steps):
             loop.step(fed, position)
-            logits[:, suppressed] = -np.inf
+            normalizers = loop.weigh(plan.suppressed)
             loop.record(position)
             for row in active:
-                tokens = self._tokens[row]
-                if position < len(prefix):
-                    token = prefix[position]
-                else:
-                    if plan.restricted:
-                        ban(logits[row], plan.banned(tokens))
-                    token = pick(logits[row])
-                tokens.append(token)
-                if batch == 1:
-                    fed = token
-                else:
-                    fed[row] = token
+                token = choose(plan, logits[row], self._tokens[row], pick)
+                self._tokens[row].append(token)
+                self._logprobs[row].append(logits.item(row, token) - normalizers[row])
+                fed[row, 0] = token
             if active[0] == 0:
                 yield self._tokens[0][-1]
-            active = [row for row in active if self._tokens[row][-1] != end]
+            active = [row for row in active if self._tokens[row][-1] != plan.end_id]
             if not active:
                 return
             if position + 1 < plan.steps:
                 loop.advance(position)
 
+    def to_the_end(self) -> list[Hypothesis]:
+        """Take every step at once, then `hypotheses`."""
+        plan = self._plan
+        if self._is_plain:
+            for token, logprob in self._loop.greedy(plan.start_id, plan.steps, plan.end_id, plan.suppressed):
+                self._tokens[0].append(token)
+                self._logprobs[0].append(logprob)
+        else:
+            for _ in self:
+                pass
+        return self.hypotheses()
+
     def hypotheses(self) -> list[Hypothesis]:
-        """All of them, the best first; equal ones in the order they were drawn. Raises InterpreterError."""
-        found = []
-        for row, tokens in enumerate(self._tokens):
-            logits, attention = self._loop.history(row, len(tokens))
-            logprobs = token_logprobs(logits, tokens)
-            found.append(
-                Hypothesis(
-                    tokens,
-                    logprobs,
-                    self._plan.score(sum(logprobs), len(logprobs)),
-                    "end" if tokens[-1] == self._plan.end_id else "max_length",
-                    attention,
-                )
-            )
+        """All of them, the best first; equal ones in the order they were drawn."""
+        found = [
+            walked(self._plan, tokens, logprobs, self._loop.attended(row, len(tokens)))
+            for row, (tokens, logprobs) in enumerate(zip(self._tokens, self._logprobs, strict=True))
+        ]
         return sorted(found, key=lambda hypothesis: -hypothesis.score)
+
+
+def walked(plan: Plan, tokens: list[int], logprobs: list[float], attention: Floats | None) -> Hypothesis:
+    """The hypothesis that these tokens are."""
+    logprobs = [min(p, 0.0) for p in logprobs]  # rounding may leave the surest token a hair above 0
+    score = plan.score(sum(logprobs), len(logprobs))
+    return Hypothesis(tokens, logprobs, score, "end" if tokens[-1] == plan.end_id else "max_length", attention)
+
+
+def choose(plan: Plan, logits: Floats, tokens: list[int], pick: Pick) -> int:
+    """The token after these: of the prefix, or picked among what the options leave of one row of logits."""
+    if len(tokens) < len(plan.prefix):
+        return plan.prefix[len(tokens)]
+    if plan.restricted:
+        ban(logits, plan.banned(tokens))
+    return pick(logits)
 
 
 def forced(loop: DecoderLoop, manifest: Manifest, tokens: list[int]) -> list[float]:
@@ -89,32 +122,16 @@ def forced(loop: DecoderLoop, manifest: Manifest, tokens: list[int]) -> list[flo
     if len(tokens) > spec.max_length:
         most = spec.max_length - 1
         raise OptionsError(f"the text has {len(tokens) - 1} tokens, but this bundle takes at most {most}.")
-    loop.keep_history()
-    fed = spec.start_id
+    suppressed = list(spec.suppressed_ids)
+    fed, logprobs = spec.start_id, []
     for position, token in enumerate(tokens):
         loop.step(fed, position)
-        loop.logits[:, list(spec.suppressed_ids)] = -np.inf
-        loop.record(position)
+        normalizer = loop.weigh(suppressed)[0]
+        logprobs.append(loop.logits.item(0, token) - normalizer)
         if position + 1 < len(tokens):
             loop.advance(position)
         fed = token
-    return token_logprobs(loop.history(0, len(tokens))[0], tokens)
-
-
-def token_logprobs(logits: Floats, tokens: list[int]) -> list[float]:
-    """log softmax of logits (steps, vocabulary), which are overwritten, at the token of each step.
-
-    All steps at once, after the last one: much faster than step by step. Raises InterpreterError for broken logits.
-    """
-    chosen = logits[np.arange(len(tokens)), tokens]
-    if logits.max() < SAFE and chosen.min() > -SAFE:
-        logprobs = chosen - np.log(np.exp(logits, out=logits).sum(axis=1))
-    else:
-        greatest = logits.max(axis=1)
-        logprobs = chosen - greatest - np.log(np.exp(logits - greatest[:, None]).sum(axis=1))
-        if np.isnan(logprobs).any():
-            raise no_finite_logits()
-    return [min(p, 0.0) for p in logprobs.tolist()]  # rounding may leave the surest token a hair above 0
+    return logprobs
 
 
 def ban(logits: Floats, ids: list[int]) -> None:
@@ -125,7 +142,7 @@ def ban(logits: Floats, ids: list[int]) -> None:
 
 
 def picker(plan: Plan) -> Pick:
-    """How the next token is chosen: the likeliest (of equal ones the smallest id), or at random by the options."""
+    """How a token is picked: the likeliest (of equal ones the smallest id), or at random by the options."""
     if plan.options.temperature == 0:
         return lambda logits: int(logits.argmax())
     random = np.random.default_rng(plan.options.seed)
@@ -149,8 +166,6 @@ def distribution(logits: Floats, options: DecodingOptions) -> tuple[npt.NDArray[
     scores = logits[order].astype(np.float64) / options.temperature
     allowed = int((scores > -np.inf).sum()) if options.top_k is None else options.top_k
     order, scores = order[:allowed], scores[:allowed]
-    if not np.isfinite(scores[0]):
-        raise no_finite_logits()
     weights = np.exp(scores - scores[0])
     probabilities = weights / weights.sum()
     if options.top_p is not None:

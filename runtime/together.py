@@ -10,7 +10,7 @@ import numpy as np
 
 from captionlite.runtime.decoding import DecodingOptions, Hypothesis, Plan
 from captionlite.runtime.loop import Array, DecoderLoop
-from captionlite.runtime.search import Walk, ban, token_logprobs
+from captionlite.runtime.search import Walk, choose, picker, walked
 
 GROUP = 4
 """Photographs a batch. More gain nothing: int8 kernels work on 4 or 5 rows at once, and the longest caption decides."""
@@ -49,50 +49,35 @@ class Together:
         found = []
         for one in encoded:
             self._loop.begin(one)
-            walk = Walk(self._loop, plan)
-            for _ in walk:
-                pass
-            found += walk.hypotheses()
+            found += Walk(self._loop, plan).to_the_end()
         return found
 
     def _as_batch(self, encoded: Sequence[Encoded], plan: Plan) -> list[Hypothesis]:
-        loop, end, prefix = self._loop, plan.end_id, plan.prefix
+        loop, end = self._loop, plan.end_id
         rows = list(encoded) + [encoded[-1]] * (GROUP - len(encoded))  # always GROUP: resizing takes longer
         loop.begin({name: np.concatenate([row[name] for row in rows]) for name in rows[0]}, GROUP)
-        loop.keep_history()
         logits = loop.logits
-        tokens = np.empty((GROUP, plan.steps), np.int64)
+        tokens: list[list[int]] = [[] for _ in encoded]
+        logprobs: list[list[float]] = [[] for _ in encoded]
         fed = np.full((GROUP, 1), plan.start_id)
-        lengths = [0] * len(encoded)
+        pick = picker(plan)
+        plain = not plan.restricted and not plan.prefix
         active = list(range(len(encoded)))
         for position in range(plan.steps):
             loop.step(fed, position)
-            logits[:, plan.suppressed] = -np.inf
+            normalizers = loop.weigh(plan.suppressed)
             loop.record(position)
-            if position < len(prefix):
-                tokens[:, position] = prefix[position]
-            else:
-                if plan.restricted:
-                    for row in active:
-                        ban(logits[row], plan.banned(tokens[row, :position].tolist()))
-                logits.argmax(axis=1, out=tokens[:, position])
-            ended = tokens[:, position] == end
             for row in active:
-                lengths[row] = position + 1
-            if ended.any():
-                active = [row for row in active if not ended[row]]
-                if not active:
-                    break
-            fed = tokens[:, position : position + 1]
+                token = loop.likeliest[row] if plain else choose(plan, logits[row], tokens[row], pick)
+                tokens[row].append(token)
+                logprobs[row].append(logits.item(row, token) - normalizers[row])
+                fed[row, 0] = token
+            active = [row for row in active if tokens[row][-1] != end]
+            if not active:
+                break
             if position + 1 < plan.steps:
                 loop.advance(position)
-        return [self._hypothesis(row, tokens[row, :length].tolist(), plan) for row, length in enumerate(lengths)]
-
-    def _hypothesis(self, row: int, tokens: list[int], plan: Plan) -> Hypothesis:
-        logits, attention = self._loop.history(row, len(tokens))
-        logprobs = token_logprobs(logits, tokens)
-        stop_reason = "end" if tokens[-1] == plan.end_id else "max_length"
-        return Hypothesis(tokens, logprobs, plan.score(sum(logprobs), len(logprobs)), stop_reason, attention)
+        return [walked(plan, tokens[i], logprobs[i], loop.attended(i, len(tokens[i]))) for i in range(len(encoded))]
 
 
 def _same(one: Hypothesis, other: Hypothesis) -> bool:

@@ -14,8 +14,8 @@ import toy_bundle
 
 from captionlite.runtime import Captioner, DecodingOptions
 from captionlite.runtime.decoding import Plan
-from captionlite.runtime.errors import OptionsError
-from captionlite.runtime.search import distribution, token_logprobs
+from captionlite.runtime.errors import InterpreterError, OptionsError
+from captionlite.runtime.search import distribution
 
 PHOTOGRAPHS = toy_bundle.photographs(40, seed=8)
 DRAWS = 10_000
@@ -274,12 +274,25 @@ def test_a_ban_is_by_what_was_said(captioner: Captioner) -> None:
     assert plan.banned([4, 4, 4]) == [4]
 
 
-def test_log_softmax_of_large_logits() -> None:
-    """Beyond what exp() can hold, and for tokens that are all but impossible."""
-    logits = np.array([[1000.0, 999.0, -np.inf], [-2000.0, 0.0, 1.0], [0.0, -1.0, 2.0]], np.float32)
-    expected = [-0.313262, -2001.313262, -np.log(np.exp([0.0, -1.0, 2.0]).sum()) + 2.0]
-    np.testing.assert_allclose(token_logprobs(logits.copy(), [0, 0, 2]), expected, rtol=1e-5)
-    np.testing.assert_allclose(token_logprobs(logits[2:].copy(), [2]), expected[2:], rtol=1e-5)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_log_softmax_of_large_logits(captioner: Captioner, batch: int) -> None:
+    """Beyond what exp() can hold, for tokens that are all but impossible, and without what is suppressed."""
+    loop = captioner.decoder
+    loop.begin(captioner.encode(PHOTOGRAPHS[0]), batch)
+    rows = np.full((3, toy_bundle.V), -np.inf, np.float32)
+    rows[:, 4:7] = [[1000.0, 999.0, -np.inf], [-2000.0, 0.0, 1.0], [0.0, -1.0, 2.0]]
+    rows[:, 1] = 5000.0
+    expected = [1000.313262, 1.313262, np.log(np.exp([0.0, -1.0, 2.0]).sum())]
+    for first in range(0, 3, batch):
+        loop.logits[...] = rows[first : first + batch]
+        np.testing.assert_allclose(loop.weigh(slice(0, 3)), expected[first : first + batch], rtol=1e-6)
+        assert loop.likeliest == [4, 6, 6][first : first + batch]
+        assert loop.greatest == [1000.0, 1.0, 2.0][first : first + batch]
+    for broken in (np.nan, np.inf):
+        loop.logits[...] = rows[2]
+        loop.logits[-1, 7] = broken
+        with pytest.raises(InterpreterError, match="no finite numbers"):
+            loop.weigh(slice(0, 3))
 
 
 def test_beams_find_at_least_what_greedy_finds(captioner: Captioner) -> None:
