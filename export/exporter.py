@@ -88,28 +88,29 @@ def export_run(
     shared["vocabulary.json"] = json.dumps(vocabulary, ensure_ascii=False).encode()
     with tempfile.TemporaryDirectory(prefix="captionlite-bundle-") as scratch:
 
-        def opened(kind: str, graphs: dict[str, bytes], manifest: Manifest) -> Captioner:
+        def opened(kind: str, manifest: Manifest, graphs: dict[str, bytes]) -> Captioner:
             files = {f"{graph}.tflite": content for graph, content in graphs.items()}
             write_bundle(Path(scratch) / kind, manifest, {**shared, **files})
             return Captioner(Bundle.open(Path(scratch) / kind))
 
         def float_captioner() -> Captioner:
             graphs = {graph: modules.converted(graph, "float32") for graph in modules.names}
-            return opened("float32", graphs, _manifest(run, recipe, "float32", graphs, vocabulary["kind"]))
+            return opened("float32", _manifest(run, recipe, "float32", graphs, vocabulary["kind"]), graphs)
 
         calibration = Calibration(seen, float_captioner)
+        converted = {graph: modules.converted(graph, recipe.graph(graph).converter) for graph in modules.names}
         graphs = {}
-        for graph in modules.names:
-            content = modules.converted(graph, recipe.graph(graph).converter)
+        for graph, content in converted.items():
             if recipe.graph(graph).rules:
                 report(f"quantizing the {graph}")
             graphs[graph] = quantize(content, recipe.graph(graph), partial(calibration.samples, graph), graph)
         ops = {graph: check_ops(content) for graph, content in graphs.items()}
-        manifest = _manifest(run, recipe, name or run.config.name, graphs, vocabulary["kind"])
+        # What goes in and out is said of the converter's files: litert-quantizer forgets that a batch is dynamic.
+        manifest = _manifest(run, recipe, name or run.config.name, converted, vocabulary["kind"])
         manifest.scores.update(scores or {})
         manifest.provenance["calibration"] = photographs.provenance() if recipe.needs_calibration else NO_CALIBRATION
         _state_licences(manifest, licences or {})
-        captioner = opened("bundle", graphs, manifest)
+        captioner = opened("bundle", manifest, graphs)
         report("comparing with Keras")
         parity = measure_parity(run, captioner, seen[:PARITY_PHOTOGRAPHS] or pictured)
         _require_parity(recipe, parity)

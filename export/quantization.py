@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from captionlite.export.errors import ExportError
-from captionlite.export.recipes import EVERY_NAME, EVERY_OPERATION, GraphRecipe, Override
-from captionlite.export.tflite_file import SIGNATURE, Op, read_ops, signature_specs
+from captionlite.export.recipes import EVERY_NAME, EVERY_OPERATION, GraphRecipe, Mode, Override, Ranges
+from captionlite.export.tflite_file import SIGNATURE, Op, output_names, read_ops, signature_specs
 from captionlite.runtime.interpreter import core_count
 
 Samples = Callable[[], Iterable[dict[str, np.ndarray]]]  # inputs by name, one dict a sample
@@ -44,10 +44,10 @@ def quantize(content: bytes, recipe: GraphRecipe, samples: Samples | None, where
     rules = list(recipe.rules)
     with _quiet():
         try:
-            ranges = _calibrate(content, rules, samples() if recipe.needs_calibration and samples else _zeros(content))
-            rules += _around_hidden_values(rules, ops, ranges or {})
-            work = _quantizer(content, rules)
-            quantized = bytes(work.quantize(ranges if work.need_calibration else None).quantized_model)
+            fed = samples() if recipe.needs_calibration and samples else _zeros(content)
+            ranges = _calibrate(content, rules, recipe.ranges, fed)
+            rules += _exceptions(content, rules, ops, ranges or {})
+            quantized = bytes(_quantizer(content, rules).quantize(ranges).quantized_model)
         except (ValueError, RuntimeError, NotImplementedError, KeyError) as error:
             raise ExportError(f"{where}: litert-quantizer refused the recipe: {_first_line(error)}") from error
     if any(rule.mode.startswith("static_") for rule in rules):
@@ -116,9 +116,22 @@ def _quantizer(content: bytes | None, rules: Iterable[Override]) -> Any:
     return None if content is None else quantizer.Quantizer(bytearray(content), recipe)
 
 
-def _calibrate(content: bytes, rules: list[Override], samples: Iterable[dict[str, np.ndarray]]) -> Any:
-    work = _quantizer(content, rules)
-    return work.calibrate({SIGNATURE: list(samples)}, num_threads=core_count()) if work.need_calibration else None
+def _calibrate(
+    content: bytes, rules: list[Override], ranges: Ranges, samples: Iterable[dict[str, np.ndarray]]
+) -> dict[str, Any] | None:
+    """By tensor, the range that its values have over the samples; None where no rule asks for one."""
+    from litert_quantizer import calibrator, recipe_manager
+    from litert_quantizer.utils import qsv_utils
+
+    manager = recipe_manager.RecipeManager()
+    manager.load_quantization_recipe(litert_recipe(rules))
+    if not manager.need_calibration():
+        return None
+    update = qsv_utils.min_max_update if ranges == "min_max" else qsv_utils.moving_average_update
+    work = calibrator.Calibrator(content, num_threads=core_count(), qsv_update_func=update)
+    work.calibrate({SIGNATURE: list(samples)}, manager)
+    found: dict[str, Any] = work.get_model_qsvs()
+    return found
 
 
 def _zeros(content: bytes) -> list[dict[str, np.ndarray]]:
@@ -128,19 +141,20 @@ def _zeros(content: bytes) -> list[dict[str, np.ndarray]]:
     ]
 
 
-def _around_hidden_values(rules: list[Override], ops: list[Op], ranges: dict[str, Any]) -> list[Override]:
-    """Rules that keep static modes off the ops whose tensors hold masks or banned words.
+def _exceptions(content: bytes, rules: list[Override], ops: list[Op], ranges: dict[str, Any]) -> list[Override]:
+    """Rules that keep static modes off the ops that would come out wrong: their tensors stay float32.
 
-    A scale that reaches to -1e9 leaves nothing of scores between -10 and 10. Sums, concatenations and softmaxes with
-    such tensors stay float32; a product with weights whose result has banned words takes the dynamic mode.
+    Those that touch masks or banned words: a scale that reaches to -1e9 leaves nothing of scores between -10 and 10.
+    And those that touch what the graph gives out and reads on itself: there litert-quantizer confuses the integers with
+    their float32 copy, and the output is garbage or missing. Products with weights are dynamic instead.
     """
-    hidden = {name for name, found in ranges.items() if "min" in found and np.min(found["min"]) < HIDDEN_BELOW}
+    aside = {name for name, found in ranges.items() if "min" in found and np.min(found["min"]) < HIDDEN_BELOW}
+    aside |= output_names(content) & {name for op in ops for name in op.inputs}
     kept = []
     for op in ops:
-        touched = hidden & (op.inputs.keys() | op.outputs.keys())
-        if touched and _mode(rules, op).startswith("static_"):
-            mode = "dynamic_wi8_afp32" if op.name == "FULLY_CONNECTED" else "no_quantize"
-            kept.append(Override(mode, op.name, f"^{re.escape(op.scope)}$"))  # type: ignore[arg-type]
+        if aside & (op.inputs.keys() | op.outputs.keys()) and _mode(rules, op).startswith("static_"):
+            mode: Mode = "dynamic_wi8_afp32" if op.name == "FULLY_CONNECTED" else "no_quantize"
+            kept.append(Override(mode, EVERY_OPERATION, f"^{re.escape(op.scope)}$"))
     return kept
 
 

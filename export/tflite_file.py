@@ -52,6 +52,14 @@ def read_ops(content: bytes) -> list[Op]:
     return ops
 
 
+def output_names(content: bytes) -> set[str]:
+    """The tensors that the main subgraph gives out."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    graph = schema.ModelT.InitFromPackedBuf(content, 0).subgraphs[0]
+    return {graph.tensors[i].name.decode() for i in graph.outputs}
+
+
 def _names(enumeration: Any) -> dict[int, str]:
     return {value: name for name, value in vars(enumeration).items() if not name.startswith("_")}
 

@@ -37,6 +37,7 @@ Mode: TypeAlias = Literal[
 Granularity: TypeAlias = Literal[
     "CHANNELWISE", "TENSORWISE", "BLOCKWISE_32", "BLOCKWISE_64", "BLOCKWISE_128", "BLOCKWISE_256"
 ]
+Ranges: TypeAlias = Literal["moving_average", "min_max"]
 Algorithm: TypeAlias = Literal["min_max_uniform_quantize", "MSE", "OCTAV"]
 
 EVERY_OPERATION, EVERY_NAME = "*", ".*"
@@ -68,11 +69,14 @@ class Override:
 class GraphRecipe:
     """How one graph is stored: the TensorFlow converter's mode or, over a float32 file, litert-quantizer's modes.
 
-    The converter's modes need the training run; litert-quantizer's a float32 bundle only.
+    The converter's modes need the training run; litert-quantizer's a float32 bundle only. ``ranges``: how calibration
+    sums up what it sees of an activation. A moving average forgets: it suits photographs, which are all alike, and cuts
+    off what only the first or the last step of a caption has.
     """
 
     converter: ConverterMode = "float32"
     default: Mode = "no_quantize"
+    ranges: Ranges = "moving_average"
     overrides: tuple[Override, ...] = ()
 
     @property
