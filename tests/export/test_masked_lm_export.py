@@ -158,7 +158,7 @@ def test_a_step_and_a_parallel_pass_agree_where_they_are_asked_the_same(road: tu
     encoded = captioner.encode(pictures[0])
     captioner.decoder.begin(encoded)
     captioner.decoder.step(2, 0)
-    step = captioner.decoder.logits()[0].copy()
+    step = captioner.decoder.logits[0].copy()
     refine = captioner.refiner("test")
     refine.begin(encoded)
     tokens = np.zeros((1, run.model.max_length + 1), np.int32)
