@@ -64,7 +64,7 @@ def command(
       int8-litert       the same, as `captionlite quantize` can make it
       dynamic-int8      weights int8, activations quantized as they come
       weight-only-int8  weights int8, computed in float32
-      full-int8         integers wherever there is a kernel; loses captions
+      full-int8         integers wherever there is a kernel
       int16x8           the same with activations of 16 bits; very slow
       int4              experimental: the decoder's weights of 4 bits
       legacy            right on tflite-runtime 2.14

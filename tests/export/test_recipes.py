@@ -9,6 +9,7 @@ from typing import Any
 import harness
 import keras
 import pytest
+from click.testing import CliRunner
 
 if keras.backend.backend() != "tensorflow":
     pytest.skip("TensorFlow converts; KERAS_BACKEND is another", allow_module_level=True)
@@ -20,6 +21,7 @@ from captionlite.export.graphs import DecoderGraph
 from captionlite.export.quantization import quantize
 from captionlite.export.recipes import GraphRecipe, Override, recipe, recipe_names
 from captionlite.export.tflite_file import Op, is_quantized, read_ops
+from captionlite.runtime.cli import cli
 
 BUILT_IN = {
     "float32", "float16", "dynamic-int8", "weight-only-int8", "int8", "int8-litert", "full-int8", "int16x8", "int4",
@@ -52,6 +54,11 @@ def valid() -> dict[str, Any]:
 
 def test_the_package_has_the_recipes_that_it_promises() -> None:
     assert set(recipe_names()) == BUILT_IN
+
+
+def test_the_help_of_export_names_them_all() -> None:
+    told = CliRunner().invoke(cli, ["export", "--help"]).output
+    assert {name for name in BUILT_IN if re.search(rf"^ +{name} ", told, re.MULTILINE)} == BUILT_IN
 
 
 @pytest.mark.parametrize("name", sorted(BUILT_IN))
