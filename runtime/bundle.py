@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from captionlite.runtime.errors import BundleError
+from captionlite.runtime.files import fsync_directory
 from captionlite.runtime.jsonreader import parse_json
 from captionlite.runtime.manifest import MANIFEST_FILE, FileSpec, Manifest
 from captionlite.runtime.vocabulary import Vocabulary
@@ -236,7 +237,7 @@ def write_bundle(
                 file.flush()
                 os.fsync(file.fileno())
         temporary.chmod(0o755)
-        _sync_directory(temporary)
+        fsync_directory(temporary)
         Bundle.open(temporary)  # what cannot be opened again is never put in place
         if directory.exists() and any(directory.iterdir()):
             old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".old", dir=directory.parent))
@@ -245,7 +246,7 @@ def write_bundle(
             shutil.rmtree(old)
         else:
             os.rename(temporary, directory)
-        _sync_directory(directory.parent)
+        fsync_directory(directory.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return checked
@@ -271,7 +272,7 @@ def pack_bundle(directory: Path, zip_path: Path, *, force: bool = False) -> None
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.rename(temporary, zip_path)
-        _sync_directory(zip_path.parent)
+        fsync_directory(zip_path.parent)
     finally:
         Path(temporary).unlink(missing_ok=True)
 
@@ -284,11 +285,3 @@ def _refuse_to_overwrite(directory: Path, force: bool) -> None:
             raise BundleError(f"{directory}: exists already. Choose another place, or overwrite it with --force.")
         if not (directory / MANIFEST_FILE).is_file() or directory.is_symlink():
             raise BundleError(f"{directory}: exists and is not a bundle, so --force does not remove it either.")
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
