@@ -91,3 +91,7 @@ def cli() -> None:
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the console script. Exit codes: 0, 1 failed, 2 wrong usage, 3 a quality gate failed."""
     cli.main(args=args, prog_name="captionlite")
+
+
+if __name__ == "__main__":  # `python -m captionlite.runtime.cli`, where there is no console script
+    main()
