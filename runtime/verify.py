@@ -7,6 +7,7 @@ of greedy decoding, -1 after the end, and `logits` float32 (N, T, V) with those 
 
 import io
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -16,13 +17,14 @@ import numpy.typing as npt
 
 from captionlite.runtime.bundle import Bundle
 from captionlite.runtime.captioner import Captioner
-from captionlite.runtime.errors import BundleError
+from captionlite.runtime.errors import BundleError, InterpreterError
 from captionlite.runtime.manifest import Manifest
 from captionlite.runtime.masked import golden_pass
 
 MAX_ARRAY_BYTES = 1 << 28
 
 _Array = npt.NDArray[Any]
+Encoded = Mapping[str, _Array]  # one photograph's encoder outputs by name, each (1, ...)
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,12 @@ class Golden:
     logits: npt.NDArray[np.float32]  # (N, T, V)
     refine: npt.NDArray[np.float32] | None = None  # (N, V)
 
+    def first(self) -> "Golden":
+        """The first photograph alone."""
+        encoder = {name: array[:1] for name, array in self.encoder.items()}
+        refine = None if self.refine is None else self.refine[:1]
+        return Golden(self.images[:1], encoder, self.tokens[:1], self.logits[:1], refine)
+
 
 def verify(bundle: Bundle, threads: int | None = None) -> VerifyReport:
     """Run every golden photograph through the bundle here, the logits with this machine's own encoder outputs.
@@ -78,38 +86,41 @@ def verify(bundle: Bundle, threads: int | None = None) -> VerifyReport:
     Greedy tokens must be equal, except where the golden logits themselves were nearly tied: at the first difference
     their two greatest lie closer than the tolerance times their RMS. Raises BundleError, InterpreterError.
     """
-    manifest = bundle.manifest
     golden = read_golden(bundle)
     captioner = Captioner(bundle, threads)
-    found: dict[str, _Array] = {name: np.empty_like(array) for name, array in golden.encoder.items()}
-    logits = np.zeros_like(golden.logits)
     problems = []
     equal = 0
     for i, image in enumerate(golden.images):
-        encoded = captioner.encode(image)
-        for name, array in encoded.items():
-            found[name][i] = array[0]
-        loop = captioner.decoder
-        loop.begin(encoded)
-        fed = manifest.decoding.start_id
-        for position, token in enumerate(golden.tokens[i][golden.tokens[i] >= 0]):
-            loop.step(fed, position)
-            logits[i, position] = loop.logits[0]
-            loop.advance(position)
-            fed = int(token)
         expected = [int(token) for token in golden.tokens[i] if token >= 0]
-        tokens = list(captioner.caption(image).tokens)
+        try:
+            tokens = list(captioner.caption(image).tokens)
+        except InterpreterError as error:  # logits that are no numbers; the tensors below say which
+            problems.append(f"photograph {i}: {error}")
+            continue
         if tokens == expected:
             equal += 1
-        elif not _nearly_tied(tokens, expected, golden.logits[i], manifest):
+        elif not _nearly_tied(tokens, expected, golden.logits[i], bundle.manifest):
             problems.append(f"photograph {i}: tokens {tokens}, expected {expected}")
-    tolerance = manifest.golden.tolerance
-    checks = [_check(f"encoder/{name}", found[name], array, tolerance) for name, array in golden.encoder.items()]
-    fed_steps = golden.tokens >= 0  # (N, T)
-    checks.append(_check("logits", logits[fed_steps], golden.logits[fed_steps], tolerance))
+    tolerance = bundle.manifest.golden.tolerance
+    return VerifyReport(tolerance, len(golden.images), equal, compare_tensors(captioner, golden), tuple(problems))
+
+
+def compare_tensors(captioner: Captioner, golden: Golden) -> tuple[TensorCheck, ...]:
+    """The encoder's outputs, the logits along the golden tokens and the parallel pass, where there is one, as computed
+    here against the golden vectors. Raises InterpreterError.
+    """
+    manifest = captioner.bundle.manifest
+    encoded = [captioner.encode(image) for image in golden.images]
+    sides = {  # name: (here, golden)
+        f"encoder/{name}": (np.concatenate([one[name] for one in encoded]), array)
+        for name, array in golden.encoder.items()
+    }
+    logits = [_logits_along(captioner, *pair) for pair in zip(encoded, golden.tokens, strict=True)]
+    sides["logits"] = (_allowed(np.concatenate(logits), manifest), _allowed(golden.logits[golden.tokens >= 0], manifest))
     if golden.refine is not None:
-        checks.append(_check("refine", _refined(captioner, golden), golden.refine, tolerance))
-    return VerifyReport(tolerance, len(golden.images), equal, tuple(checks), tuple(problems))
+        refined = np.stack([_refined(captioner, *pair) for pair in zip(encoded, golden.tokens, strict=True)])
+        sides["refine"] = (_allowed(refined, manifest), _allowed(golden.refine, manifest))
+    return tuple(_check(name, *pair, manifest.golden.tolerance) for name, pair in sides.items())
 
 
 def read_golden(bundle: Bundle) -> Golden:
@@ -138,23 +149,34 @@ def read_golden(bundle: Bundle) -> Golden:
     except Exception as error:  # damaged zips, and headers that NumPy parses as Python, raise nearly anything
         raise BundleError(f"{where}: not readable as golden vectors ({error}). Export the bundle again.") from None
     ended = np.maximum.accumulate(tokens < 0, axis=1)
-    if tokens.shape[1] > manifest.decoding.max_length or tokens.max() >= size or (tokens[ended] != -1).any():
+    beyond = tokens.shape[1] > manifest.decoding.max_length or tokens.max() >= size or tokens[:, 0].min() < 0
+    if beyond or (tokens[ended] != -1).any():
         raise BundleError(
-            f"{where}: tokens are not rows of at most {manifest.decoding.max_length} ids below {size}, -1 after the "
-            f"end. Export the bundle again."
+            f"{where}: tokens are not rows of 1 to {manifest.decoding.max_length} ids below {size}, -1 after the end. "
+            f"Export the bundle again."
         )
     return Golden(images, encoder, tokens, logits, refine)
 
 
-def _refined(captioner: Captioner, golden: Golden) -> _Array:
+def _logits_along(captioner: Captioner, encoded: Encoded, tokens: npt.NDArray[np.int32]) -> _Array:
+    """The logits (steps, V) of one photograph with its golden tokens (T,), -1 after the end, fed one after another."""
+    loop = captioner.decoder
+    loop.begin(encoded)
+    fed, found = captioner.bundle.manifest.decoding.start_id, []
+    for position, token in enumerate(tokens[tokens >= 0]):
+        loop.step(fed, position)
+        found.append(loop.logits[0].copy())
+        loop.advance(position)
+        fed = int(token)
+    return np.stack(found)
+
+
+def _refined(captioner: Captioner, encoded: Encoded, tokens: npt.NDArray[np.int32]) -> _Array:
+    """The logits (V,) of the pass over one photograph's golden tokens (T,)."""
     spec = captioner.bundle.manifest.decoding
     refine = captioner.refiner("verify")
-    found = []
-    for image, tokens in zip(golden.images, golden.tokens, strict=True):
-        refine.begin(captioner.encode(image))
-        words = [int(token) for token in tokens if token >= 0 and token != spec.end_id]
-        found.append(golden_pass(refine, spec, words))
-    return np.stack(found)
+    refine.begin(encoded)
+    return golden_pass(refine, spec, [int(token) for token in tokens if token >= 0 and token != spec.end_id])
 
 
 def _read_array(
@@ -187,7 +209,8 @@ def _read_array(
 
 
 def _check(name: str, here: _Array, golden: _Array, tolerance: float) -> TensorCheck:
-    error = _rms(here - golden) / max(_rms(golden), 1e-6)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is infinite here has an error that is no number
+        error = _rms(here - golden) / max(_rms(golden), 1e-6)
     return TensorCheck(name, error, error <= tolerance)  # NaN is not within any tolerance
 
 
@@ -201,6 +224,11 @@ def _nearly_tied(tokens: list[int], expected: list[int], logits: _Array, manifes
     first = next(differing, None)
     if first is None:  # one is the beginning of the other: the loop ended where it should not, or the reverse
         return False
-    allowed = np.delete(logits[first], manifest.decoding.suppressed_ids)
+    allowed = _allowed(logits[first], manifest)
     second, top = np.sort(allowed)[-2:]
-    return bool(top - second < manifest.golden.tolerance * _rms(logits[first]))
+    return bool(top - second < manifest.golden.tolerance * _rms(allowed))
+
+
+def _allowed(logits: _Array, manifest: Manifest) -> _Array:
+    """Logits (..., V) of the words that may be said: banned ones can hold -1e4, and an RMS would be theirs alone."""
+    return np.delete(logits, manifest.decoding.suppressed_ids, axis=-1)

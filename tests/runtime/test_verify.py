@@ -83,6 +83,31 @@ def test_a_near_tie_is_excused(copy: Path) -> None:
     assert report.tokens_equal == 3
 
 
+def with_bans(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Golden logits of a decoder that bans words inside its graph, which swamps every other number in the sum."""
+    arrays["logits"][..., list(toy_bundle.SUPPRESSED)] = -1e4
+    return arrays
+
+
+def test_banned_words_are_not_compared(copy: Path) -> None:
+    assert verify(forged(copy, with_bans(toy_bundle.golden_arrays()))).passed
+
+
+def test_banned_words_hide_no_error(copy: Path) -> None:
+    arrays: dict[str, Any] = toy_bundle.golden_arrays()
+    arrays["logits"] = arrays["logits"] * np.float32(1.01)
+    report = verify(forged(copy, with_bans(arrays)))
+    assert [check.name for check in report.tensors if not check.passed] == ["logits"]
+
+
+def test_banned_words_excuse_no_other_tokens(copy: Path) -> None:
+    arrays = with_bans(toy_bundle.golden_arrays())
+    tokens = arrays["tokens"]
+    tokens[2, 1] = next(token for token in range(4, toy_bundle.V) if token != tokens[2, 1])
+    report = verify(forged(copy, arrays))
+    assert len(report.token_problems) == 1
+
+
 def test_a_caption_that_stops_early_is_not_excused(copy: Path) -> None:
     arrays: dict[str, Any] = toy_bundle.golden_arrays()
     row = next(i for i, tokens in enumerate(arrays["tokens"]) if (tokens >= 0).all())
