@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from captionlite.export.errors import ExportError
 from captionlite.export.golden import golden_vectors
 from captionlite.export.model_card import model_card
 from captionlite.export.parity import Parity, measure_bundle_parity
-from captionlite.export.quantization import quantize
-from captionlite.export.recipes import Recipe, recipe, recipe_names
+from captionlite.export.quantization import quantize_graphs
+from captionlite.export.recipes import Recipe
 from captionlite.export.tflite_file import check_ops, is_quantized
 from captionlite.runtime.bundle import Bundle, write_bundle
 from captionlite.runtime.captioner import Captioner
@@ -53,24 +52,22 @@ def quantize_bundle(
     ``photographs``: training photographs, where the recipe calibrates. The golden photographs stay, with vectors of the
     new bundle; scores and confidence, which are the float32 bundle's, do not.
 
-    Raises ExportError when the bundle is quantized already, when the recipe needs the training run or photographs, or
-    when the quantizer refuses; BundleError when ``out`` exists.
+    Raises ExportError when the bundle is quantized already, when the recipe needs photographs, when the quantizer
+    refuses, or when ``out`` exists.
     """
     if out.exists() and not force:
         raise ExportError(f"{out}: exists already; give --force to replace it, or another --out")
     manifest = bundle.manifest
     contents = {graph: bundle.read(spec.file) for graph, spec in manifest.graphs.items()}
     _require_float32(bundle, contents)
-    _require_rules(chosen, list(contents))
+    if not any(chosen.graph(graph).rules for graph in contents):
+        raise ExportError(f"recipe {chosen.name}: it quantizes nothing, and the bundle is float32 already")
     require_photographs(chosen, list(contents), photographs is not None, "--calibrate FOLDER")
     seen = photographs.load(manifest.image) if photographs else []
     pictured = list(read_golden(bundle).images)
     reference = Captioner(bundle)
     calibration = Calibration(seen, lambda: reference)
-    graphs = {}
-    for graph, content in contents.items():
-        report(f"quantizing the {graph}")
-        graphs[graph] = quantize(content, chosen.graph(graph), partial(calibration.samples, graph), graph)
+    graphs = quantize_graphs(contents, chosen, calibration.samples, report)
     ops = {graph: check_ops(content) for graph, content in graphs.items()}
     files = {manifest.graphs[graph].file: content for graph, content in graphs.items()}
     files[manifest.vocabulary.file] = bundle.read(manifest.vocabulary.file)
@@ -108,25 +105,6 @@ def _require_float32(bundle: Bundle, contents: dict[str, bytes]) -> None:
             f"{bundle.location}/manifest.json: provenance has no {', '.join(missing)}, which the model card states; "
             "export the bundle again"
         )
-
-
-def _require_rules(chosen: Recipe, graphs: list[str]) -> None:
-    for graph in graphs:
-        mode = chosen.graph(graph).converter
-        if mode != "float32":
-            there = [n for n in recipe_names() if _from_a_bundle(recipe(n), graphs)]
-            raise ExportError(
-                f"recipe {chosen.name}: {graph}.converter is {mode}, which the TensorFlow converter makes of the model "
-                f"and not of a bundle's files; use captionlite export RUN --recipe {chosen.name}, or a recipe that "
-                f"needs no run: {', '.join(there)}"
-            )
-    if not any(chosen.graph(graph).rules for graph in graphs):
-        raise ExportError(f"recipe {chosen.name}: it quantizes nothing, and the bundle is float32 already")
-
-
-def _from_a_bundle(candidate: Recipe, graphs: list[str]) -> bool:
-    kinds = [candidate.graph(graph) for graph in graphs]
-    return all(kind.converter == "float32" for kind in kinds) and any(kind.rules for kind in kinds)
 
 
 def _manifest(bundle: Bundle, chosen: Recipe, name: str | None, calibrated: dict[str, Any]) -> Manifest:

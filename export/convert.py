@@ -8,12 +8,11 @@ from typing import Any
 import tensorflow as tf
 
 from captionlite.export.errors import ExportError
-from captionlite.export.recipes import ConverterMode
 from captionlite.export.tflite_file import SIGNATURE, check_ops
 
 
-def convert(module: Any, mode: ConverterMode = "float32") -> bytes:
-    """The TFLite file of ``module.serve``, with signature names kept.
+def convert(module: Any) -> bytes:
+    """The float32 TFLite file of ``module.serve``, with signature names kept.
 
     Raises ExportError when the converter refuses, or when an op is not a TFLite builtin.
     """
@@ -21,10 +20,6 @@ def convert(module: Any, mode: ConverterMode = "float32") -> bytes:
         tf.saved_model.save(module, directory, signatures={SIGNATURE: module.serve})
         converter = tf.lite.TFLiteConverter.from_saved_model(directory, signature_keys=[SIGNATURE])
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        if mode != "float32":
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        if mode == "float16":
-            converter.target_spec.supported_types = [tf.float16]
         try:
             content = bytes(converter.convert())
         except Exception as error:

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from captionlite.export.golden import drawn_photographs, golden_vectors
 from captionlite.export.graphs import DecoderGraph, EncoderGraph, RefineGraph, decoder_inputs
 from captionlite.export.model_card import model_card
 from captionlite.export.parity import Parity, measure_parity
-from captionlite.export.quantization import quantize
-from captionlite.export.recipes import ConverterMode, GraphRecipe, Recipe
+from captionlite.export.quantization import quantize_graphs
+from captionlite.export.recipes import GraphRecipe, Recipe
 from captionlite.export.tflite_file import check_ops, signature_specs
 from captionlite.runtime.bundle import Bundle, write_bundle
 from captionlite.runtime.captioner import Captioner
@@ -79,9 +78,8 @@ def export_run(
         raise ExportError(f"{out}: exists already; give --force to replace it, or another --out")
     if not isinstance(photographs, Photographs):
         photographs = Photographs(tuple(photographs), "photographs given by the caller")
-    modules = _Modules(run, report)
     seen = photographs.load(run.image_spec)
-    require_photographs(recipe, modules.names, bool(seen), "--calibration FOLDER")
+    require_photographs(recipe, graph_names(run), bool(seen), "--calibration FOLDER")
     pictured = drawn_photographs(run.image_spec.height, run.image_spec.width)
     vocabulary = run.vocabulary.runtime_vocabulary()
     shared = {"golden.npz": b"", "README.md": b""}
@@ -93,17 +91,11 @@ def export_run(
             write_bundle(Path(scratch) / kind, manifest, {**shared, **files})
             return Captioner(Bundle.open(Path(scratch) / kind))
 
-        def float_captioner() -> Captioner:
-            graphs = {graph: modules.converted(graph, "float32") for graph in modules.names}
-            return opened("float32", _manifest(run, recipe, "float32", graphs, vocabulary["kind"]), graphs)
-
-        calibration = Calibration(seen, float_captioner)
-        converted = {graph: modules.converted(graph, recipe.graph(graph).converter) for graph in modules.names}
-        graphs = {}
-        for graph, content in converted.items():
-            if recipe.graph(graph).rules:
-                report(f"quantizing the {graph}")
-            graphs[graph] = quantize(content, recipe.graph(graph), partial(calibration.samples, graph), graph)
+        converted = convert_graphs(run, report)
+        calibration = Calibration(
+            seen, lambda: opened("float32", _manifest(run, recipe, "float32", converted, vocabulary["kind"]), converted)
+        )
+        graphs = quantize_graphs(converted, recipe, calibration.samples, report)
         ops = {graph: check_ops(content) for graph, content in graphs.items()}
         # What goes in and out is said of the converter's files: litert-quantizer forgets that a batch is dynamic.
         manifest = _manifest(run, recipe, name or run.config.name, converted, vocabulary["kind"])
@@ -125,24 +117,22 @@ def export_run(
     return ExportResult(out, sizes, ops, parity)
 
 
-class _Modules:
-    """The run's graphs, each converted once a mode."""
+def graph_names(run: Run) -> tuple[str, ...]:
+    return ("encoder", "decoder", "refine") if run.model.refines else ("encoder", "decoder")
 
-    def __init__(self, run: Run, report: Callable[[str], None]) -> None:
-        self._run, self._report = run, report
-        self._contents: dict[tuple[str, str], bytes] = {}
-        self.names = ("encoder", "decoder", *(("refine",) if run.model.refines else ()))
 
-    def converted(self, name: str, mode: ConverterMode) -> bytes:
-        if (name, mode) not in self._contents:
-            self._report(f"converting the {name}")
-            self._contents[name, mode] = convert(self._module(name), mode)
-        return self._contents[name, mode]
-
-    def _module(self, name: str) -> Any:
-        if name == "encoder":
-            return EncoderGraph(self._run.encoder, self._run.model, self._run.image_spec)
-        return DecoderGraph(self._run.model) if name == "decoder" else RefineGraph(self._run.model)
+def convert_graphs(run: Run, report: Callable[[str], None]) -> dict[str, bytes]:
+    """The run's graphs by name as float32 TFLite files."""
+    modules: dict[str, Callable[[], Any]] = {
+        "encoder": lambda: EncoderGraph(run.encoder, run.model, run.image_spec),
+        "decoder": lambda: DecoderGraph(run.model),
+        "refine": lambda: RefineGraph(run.model),
+    }
+    contents = {}
+    for name in graph_names(run):
+        report(f"converting the {name}")
+        contents[name] = convert(modules[name]())
+    return contents
 
 
 def _manifest(run: Run, recipe: Recipe, name: str, graphs: dict[str, bytes], vocabulary_kind: str) -> Manifest:

@@ -11,13 +11,14 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from captionlite.export.errors import ExportError
-from captionlite.export.recipes import EVERY_NAME, EVERY_OPERATION, GraphRecipe, Mode, Override, Ranges
+from captionlite.export.recipes import EVERY_NAME, EVERY_OPERATION, GraphRecipe, Mode, Override, Ranges, Recipe
 from captionlite.export.tflite_file import SIGNATURE, Op, output_names, read_ops, signature_specs
 from captionlite.runtime.interpreter import core_count
 
@@ -26,6 +27,21 @@ Samples = Callable[[], Iterable[dict[str, np.ndarray]]]  # inputs by name, one d
 BOUNDARY = ("INPUT", "OUTPUT")
 HIDDEN_BELOW = -1e3  # masks and banned words hold -1e9 and -1e4: no integer scale has room for them beside real scores
 NAMES_SHOWN = 5
+
+
+def quantize_graphs(
+    contents: dict[str, bytes],
+    recipe: Recipe,
+    samples: Callable[[str], Iterable[dict[str, np.ndarray]]],
+    report: Callable[[str], None] = lambda line: None,
+) -> dict[str, bytes]:
+    """A bundle's float32 graphs by name, each as the recipe has it; ``samples(name)`` is what one is calibrated on."""
+    quantized = {}
+    for graph, content in contents.items():
+        if recipe.graph(graph).rules:
+            report(f"quantizing the {graph}")
+        quantized[graph] = quantize(content, recipe.graph(graph), partial(samples, graph), graph)
+    return quantized
 
 
 def quantize(content: bytes, recipe: GraphRecipe, samples: Samples | None, where: str) -> bytes:
@@ -167,7 +183,7 @@ def _check_names(recipe: GraphRecipe, ops: list[Op], where: str) -> None:
     """An expression that finds no tensor is a slip; "*" and operations that a family happens not to have are none."""
     for i, rule in enumerate(recipe.overrides):
         of_kind = [op for op in ops if rule.operation in (EVERY_OPERATION, op.name)]
-        if rule.regex == EVERY_NAME or any(re.search(rule.regex, op.scope) for op in of_kind):
+        if rule.optional or rule.regex == EVERY_NAME or any(re.search(rule.regex, op.scope) for op in of_kind):
             continue
         names = [op.scope for op in of_kind][:NAMES_SHOWN]
         like = f"names there are like {', '.join(map(repr, names))}" if names else "there is no such op"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from pathlib import Path
 
 import click
+
+from captionlite.export.commands.printing import print_result
 
 
 @click.command()
@@ -61,7 +62,6 @@ def command(
       float32           everything float32
       float16           weights float16
       int8              convolutions calibrated int8, the decoder dynamic int8
-      int8-litert       the same, as `captionlite quantize` can make it
       dynamic-int8      weights int8, activations quantized as they come
       weight-only-int8  weights int8, computed in float32
       full-int8         integers wherever there is a kernel
@@ -94,17 +94,7 @@ def command(
         force=force,
         report=lambda line: click.echo(line, err=True),
     )
-    if as_json:
-        click.echo(json.dumps({**dataclasses.asdict(result), "bundle": str(result.bundle)}))
-        return
-    for graph, ops in result.ops.items():
-        size = result.sizes_bytes[f"{graph}.tflite"]
-        click.echo(f"{graph}.tflite  {size:,} bytes  {len(ops)} kinds of ops: {', '.join(ops)}")
-    for tensor in result.parity.tensors:
-        click.echo(f"{tensor.name:28} max abs {tensor.max_abs:.2e}  relative RMS {tensor.relative_rms:.2e}")
-    click.echo(
-        f"{result.parity.equal_captions} of {result.parity.photographs} captions equal Keras's; wrote {result.bundle}"
-    )
+    print_result(result, as_json)
 
 
 def _name_and_text(licence: str) -> tuple[str, str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
 
 import click
+
+from captionlite.export.commands.printing import print_result
 
 
 @click.command()
@@ -55,15 +55,4 @@ def command(
         force=force,
         report=lambda line: click.echo(line, err=True),
     )
-    if as_json:
-        click.echo(json.dumps({**dataclasses.asdict(result), "bundle": str(result.bundle)}))
-        return
-    for graph, ops in result.ops.items():
-        before, after = (sizes[f"{graph}.tflite"] for sizes in (result.float32_sizes_bytes, result.sizes_bytes))
-        click.echo(f"{graph}.tflite  {before:,} -> {after:,} bytes  {len(ops)} kinds of ops: {', '.join(ops)}")
-    for tensor in result.parity.tensors:
-        click.echo(f"{tensor.name:28} max abs {tensor.max_abs:.2e}  relative RMS {tensor.relative_rms:.2e}")
-    parity = result.parity
-    click.echo(
-        f"{parity.equal_captions} of {parity.photographs} captions equal the float32 bundle's; wrote {result.bundle}"
-    )
+    print_result(result, as_json)

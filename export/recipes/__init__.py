@@ -2,11 +2,12 @@
 
     {"description": "...", "tolerance": 0.05,
      "encoder": {"overrides": [{"operation": "CONV_2D", "mode": "static_wi8_ai8"}]},
-     "decoder": {"converter": "dynamic-int8"}}
+     "decoder": {"default": "dynamic_wi8_afp32"}}
 
-Operations, modes, granularities and algorithms have litert-quantizer's names where they mean the same. Which recipe
-wins on which graph was measured: convolutions want calibrated static int8 (dynamic int8 makes them slower than float),
-the decoder's step wants dynamic int8 (weights int8, activations quantized as they come).
+The TensorFlow converter makes float32 files only; a recipe is what litert-quantizer lays over them. Operations, modes,
+granularities and algorithms have its names where they mean the same. Which recipe wins on which graph was measured:
+convolutions want calibrated static int8 (dynamic int8 makes them slower than float), the decoder's step wants dynamic
+int8 (weights int8, activations quantized as they come).
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from captionlite.export.errors import ExportError
 from captionlite.training.config import from_json
 from captionlite.training.errors import ConfigError
 
-ConverterMode: TypeAlias = Literal["float32", "float16", "dynamic-int8"]
 Mode: TypeAlias = Literal[
     "no_quantize",
     "float_casting",  # weights float16
@@ -51,7 +51,8 @@ class Override:
 
     static: weights and activations are integers, in calibrated ranges. dynamic: integer weights, activations quantized
     row by row as they come. weight_only: integer weights that are expanded to float32. Of overrides that name the same
-    op the last one counts; one whose mode the op does not have is passed over.
+    op the last one counts; one whose mode the op does not have is passed over. A ``regex`` that finds nothing is taken
+    for a slip and refused, unless the override is ``optional``: about tensors that only some models have.
     """
 
     mode: Mode
@@ -59,6 +60,7 @@ class Override:
     regex: str = EVERY_NAME
     granularity: Granularity = "CHANNELWISE"  # of weights
     algorithm_key: Algorithm = "min_max_uniform_quantize"  # how the range of weights is chosen
+    optional: bool = False
 
     @property
     def needs_calibration(self) -> bool:
@@ -67,14 +69,12 @@ class Override:
 
 @dataclasses.dataclass(frozen=True)
 class GraphRecipe:
-    """How one graph is stored: the TensorFlow converter's mode or, over a float32 file, litert-quantizer's modes.
+    """How one graph is stored: litert-quantizer's mode for all ops that have it, and overrides.
 
-    The converter's modes need the training run; litert-quantizer's a float32 bundle only. ``ranges``: how calibration
-    sums up what it sees of an activation. A moving average forgets: it suits photographs, which are all alike, and cuts
-    off what only the first or the last step of a caption has.
+    ``ranges``: how calibration sums up what it sees of an activation. A moving average forgets: it suits photographs,
+    which are all alike, and cuts off what only the first or the last step of a caption has.
     """
 
-    converter: ConverterMode = "float32"
     default: Mode = "no_quantize"
     ranges: Ranges = "moving_average"
     overrides: tuple[Override, ...] = ()
@@ -94,7 +94,8 @@ class Recipe:
     """One graph recipe for each graph; without one of its own, ``refine`` (parallel passes) is stored as the decoder.
 
     ``tolerance`` is the relative RMS error within which another machine must reproduce the golden vectors: float graphs
-    agree to rounding; dynamic int8 differs between CPUs with and without int8 dot products.
+    agree to rounding; dynamic int8 differs between CPUs with and without int8 dot products. ``min_cider_ratio`` is the
+    part of the float32 CIDEr that `captionlite gate` asks of a bundle of this recipe.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Recipe:
     encoder: GraphRecipe
     decoder: GraphRecipe
     refine: GraphRecipe | None = None
+    min_cider_ratio: float = 0.99
 
     def graph(self, name: str) -> GraphRecipe:
         """That of "encoder", "decoder" or "refine"."""
@@ -135,6 +137,7 @@ class _File:
     encoder: GraphRecipe
     decoder: GraphRecipe
     refine: GraphRecipe | None = None
+    min_cider_ratio: float = 0.99
 
 
 def recipe_names() -> list[str]:
@@ -175,18 +178,18 @@ def _read(text: str, name: str, where: str) -> Recipe:
     found = Recipe(name, **vars(file))
     if not 0 < found.tolerance <= 1:
         raise ExportError(f"{where}.tolerance: found {found.tolerance}, expected a relative error above 0, at most 1")
+    if not 0 < found.min_cider_ratio <= 1:
+        raise ExportError(
+            f"{where}.min_cider_ratio: found {found.min_cider_ratio}, expected a part of float32's CIDEr above 0, at "
+            "most 1"
+        )
     for graph in ("encoder", "decoder", *(("refine",) if found.refine else ())):
         _check(found.graph(graph), f"{where}.{graph}")
     return found
 
 
 def _check(graph: GraphRecipe, where: str) -> None:
-    """Refuses what the JSON types cannot: contradictions, regular expressions that are none, ops without a mode."""
-    if graph.converter != "float32" and graph.rules:
-        raise ExportError(
-            f"{where}.converter: found {graph.converter!r} beside default or overrides, expected 'float32' there: they "
-            "are laid over a float32 file"
-        )
+    """Refuses what the JSON types cannot: regular expressions that are none, ops without a mode."""
     from captionlite.export.quantization import check_override
 
     for place, rule in ((f"{where}.default", Override(graph.default)), *_places(graph, where)):

@@ -19,7 +19,8 @@ from converted import FirstState, graph
 from captionlite.export.convert import convert
 from captionlite.export.exporter import export_run, signature_specs
 from captionlite.export.graphs import DecoderGraph, decoder_inputs
-from captionlite.export.recipes import ConverterMode, recipe
+from captionlite.export.quantization import quantize
+from captionlite.export.recipes import recipe
 from captionlite.export.tflite_file import op_names
 from captionlite.runtime.attention import check_attention_file, write_attention
 from captionlite.runtime.bundle import Bundle
@@ -51,8 +52,8 @@ def model_of(name: str, wider: bool = False) -> DecoderFamily:
 
 
 @cache
-def decoder_file(name: str, mode: ConverterMode, wider: bool = False) -> bytes:
-    return convert(DecoderGraph(model_of(name, wider)), mode)
+def decoder_file(name: str, recipe_name: str, wider: bool = False) -> bytes:
+    return quantize(convert(DecoderGraph(model_of(name, wider))), recipe(recipe_name).decoder, None, name)
 
 
 def tensors(content: bytes) -> list[Any]:
@@ -116,7 +117,7 @@ def test_a_converted_decoder_follows_keras_step_by_step(name: str) -> None:
 
 @pytest.mark.parametrize("name", harness.CONFIGS)
 def test_an_int8_decoder_stays_near_keras(name: str) -> None:
-    model, content = model_of(name, wider=True), decoder_file(name, recipe("int8").decoder.converter, wider=True)
+    model, content = model_of(name, wider=True), decoder_file(name, "int8", wider=True)
     assert int8_count(content) >= 3
     found, expected = fed_forward(model, content)
     error = np.sqrt(np.square(found - expected).mean() / np.square(expected).mean())

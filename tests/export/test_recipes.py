@@ -24,7 +24,7 @@ from captionlite.export.tflite_file import Op, is_quantized, read_ops
 from captionlite.runtime.cli import cli
 
 BUILT_IN = {
-    "float32", "float16", "dynamic-int8", "weight-only-int8", "int8", "int8-litert", "full-int8", "int16x8", "int4",
+    "float32", "float16", "dynamic-int8", "weight-only-int8", "int8", "full-int8", "int16x8", "int4",
     "legacy",
 }  # fmt: skip
 WEIGHT_ONLY = "weight_only_wi8_afp32"
@@ -72,7 +72,7 @@ def test_a_recipe_round_trips_through_its_file(name: str, tmp_path: Path) -> Non
 
 def test_the_hash_is_of_what_a_recipe_does_and_not_of_how_it_is_written(tmp_path: Path) -> None:
     spelled = valid()
-    spelled["encoder"] |= {"converter": "float32", "overrides": []}
+    spelled["encoder"] |= {"ranges": "moving_average"}
     hashes = [recipe(str(write(tmp_path, obj))).provenance()["sha256"] for obj in (valid(), spelled)]
     assert hashes[0] == hashes[1]
     changed = {**valid(), "tolerance": 0.04}
@@ -87,7 +87,7 @@ def test_parallel_passes_are_stored_as_the_decoder_unless_said_otherwise(tmp_pat
 
 def test_only_what_a_bundle_has_decides_whether_photographs_are_needed() -> None:
     assert {name for name in BUILT_IN if recipe(name).needs_calibration} == {
-        "int8", "int8-litert", "int4", "full-int8", "int16x8",
+        "int8", "int4", "full-int8", "int16x8",
     }  # fmt: skip
     assert not recipe("int8").decoder.needs_calibration
 
@@ -103,11 +103,13 @@ def place(obj: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 FC = {"operation": "FULLY_CONNECTED", "mode": "dynamic_wi8_afp32"}
 BAD = [
-    ("decodr", {}, r"mine\.json\.decodr: no such setting; there are description, tolerance, encoder, decoder, refine"),
-    ("encoder.defaults", "x", r"mine\.json\.encoder\.defaults: no such setting; there are converter, default, range"),
+    (
+        "decodr",
+        {},
+        r"mine\.json\.decodr: no such setting; there are description, tolerance, encoder, decoder, refi",
+    ),
+    ("encoder.defaults", "x", r"mine\.json\.encoder\.defaults: no such setting; there are default, ranges, overrid"),
     ("encoder.default", "int8", r"mine\.json\.encoder\.default: found 'int8', expected one of 'no_quantize', 'float"),
-    ("encoder.converter", "int8", r"mine\.json\.encoder\.converter: found 'int8', expected one of 'float32', 'float1"),
-    ("encoder.converter", "float16", r"mine\.json\.encoder\.converter: found 'float16' beside default or overrides"),
     ("decoder.overrides.0.mode", "dynamic", r"decoder\.overrides\[0\]\.mode: found 'dynamic', expected one of"),
     (
         "decoder.overrides.0.operation",
@@ -125,6 +127,7 @@ BAD = [
     ("decoder.overrides", FC, r"mine\.json\.decoder\.overrides: found dict, expected a list"),
     ("tolerance", "much", r"mine\.json\.tolerance: found 'much', expected float"),
     ("tolerance", 0, r"mine\.json\.tolerance: found 0\.0, expected a relative error above 0, at most 1"),
+    ("min_cider_ratio", 1.5, r"mine\.json\.min_cider_ratio: found 1\.5, expected a part of float32's CIDEr above 0"),
     ("encoder", None, r"mine\.json\.encoder: found NoneType, expected an object"),
 ]
 
@@ -222,7 +225,7 @@ def test_embedding_tables_are_int8_without_photographs() -> None:
         return [next(iter(op.inputs.values())) for op in read_ops(content) if op.name == "GATHER"]
 
     assert set(tables(decoder())) == {"FLOAT32"}
-    assert set(tables(quantize(decoder(), recipe("int8-litert").decoder, None, "decoder"))) == {"INT8"}
+    assert set(tables(quantize(decoder(), recipe("int8").decoder, None, "decoder"))) == {"INT8"}
 
 
 def test_a_file_that_the_interpreter_cannot_run_is_refused_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
