@@ -20,6 +20,7 @@ from captionlite.runtime.interpreter import Graph, core_count
 from captionlite.runtime.loop import DecoderLoop
 from captionlite.runtime.masked import RefineGraph, fill, mask_predict, pseudo_log_likelihood
 from captionlite.runtime.search import Walk, forced
+from captionlite.runtime.selfcheck import check_here
 from captionlite.runtime.together import GROUP, Together, is_greedy
 
 if TYPE_CHECKING:
@@ -47,9 +48,18 @@ class Captioner:
         self._together = Together(self._decoder)
 
     @classmethod
-    def from_bundle(cls, path_or_name: str | Path = "default", threads: int | None = None) -> "Captioner":
-        """Open a bundle directory, a bundle zip or "default", and load it. Raises BundleError, InterpreterError."""
-        return cls(Bundle.open(path_or_name), threads)
+    def from_bundle(
+        cls, path_or_name: str | Path = "default", threads: int | None = None, *, self_check: bool = True
+    ) -> "Captioner":
+        """Open a bundle directory, a bundle zip or "default", and load it. Raises BundleError, InterpreterError.
+
+        With `self_check` an interpreter that the bundle was not proven on has to compute a golden photograph first,
+        once: WrongNumbersError where it does not (`runtime/selfcheck.py`).
+        """
+        captioner = cls(Bundle.open(path_or_name), threads)
+        if self_check:
+            check_here(captioner)
+        return captioner
 
     @property
     def decoder(self) -> DecoderLoop:

@@ -17,6 +17,10 @@ class InterpreterError(CaptionliteError):
     """No TensorFlow Lite interpreter here, or one that refuses a graph."""
 
 
+class WrongNumbersError(InterpreterError):
+    """An interpreter that loads a bundle and computes something else than the bundle's golden vectors."""
+
+
 class OptionsError(CaptionliteError):
     """Decoding options that make no sense, or that this bundle cannot follow."""
 

@@ -28,6 +28,8 @@ from captionlite.runtime.manifest import TensorSpec
 View = Callable[[], npt.NDArray[Any]]
 """Gives a fresh array over the interpreter's memory. Keep the function, never the array: see the module's text."""
 
+UNKNOWN_VERSION = "unknown"
+
 # (distribution, module, where the class stands), best first.
 _BACKENDS = (
     ("ai-edge-litert", "ai_edge_litert.interpreter", "Interpreter"),
@@ -45,10 +47,26 @@ class Backend:
 
     @property
     def version(self) -> str:
-        """Version of the distribution, looked up on demand: that costs 10 ms of a cold start."""
-        from importlib.metadata import version
+        """Version, by its package or else by the distribution's metadata, which costs 10 ms; "unknown" without both."""
+        found = getattr(sys.modules.get(self.name.replace("-", "_")), "__version__", None)
+        if isinstance(found, str):
+            return found
+        from importlib.metadata import PackageNotFoundError, version
 
-        return version(self.name)
+        try:
+            return version(self.name)
+        except PackageNotFoundError:  # a nightly build, or one that the system's package manager made
+            return UNKNOWN_VERSION
+
+    @property
+    def next_step(self) -> str:
+        """What to do about a bundle that this interpreter refuses or computes wrongly."""
+        if self.name == "tflite-runtime":  # 2.14 is its last version
+            return (
+                "Use a bundle of the recipe legacy: `captionlite export RUN --recipe legacy`, or `captionlite quantize "
+                "FLOAT32_BUNDLE --recipe legacy`."
+            )
+        return f"Export the bundle again, or upgrade the interpreter with `pip install --upgrade {self.name}`."
 
 
 @cache
@@ -240,6 +258,6 @@ class Graph:
     def _refused(self, error: Exception) -> InterpreterError:
         backend = find_backend()
         return InterpreterError(
-            f"{self._where}: {backend.name} {backend.version} refuses this graph ({error}). Export the bundle again, "
-            f"or upgrade the interpreter with `pip install --upgrade {backend.name}`."
+            f"{self._where}: {backend.name} {backend.version} refuses this graph ({' '.join(str(error).split())}). "
+            f"{backend.next_step}"
         )

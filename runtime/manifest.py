@@ -19,6 +19,7 @@ from captionlite.runtime.specs import (
     GoldenSpec,
     GraphSpec,
     ImageSpec,
+    ProvenSpec,
     StateSpec,
     TensorSpec,
     VocabularySpec,
@@ -28,6 +29,7 @@ from captionlite.runtime.specs import (
     read_golden,
     read_graph,
     read_image,
+    read_proven,
     read_state,
     read_vocabulary,
 )
@@ -44,16 +46,17 @@ __all__ = [
     "GraphSpec",
     "ImageSpec",
     "Manifest",
+    "ProvenSpec",
     "StateSpec",
     "TensorSpec",
     "VocabularySpec",
 ]
 
-FORMAT = (1, 2)
+FORMAT = (1, 3)
 """Format version (major, minor) that this captionlite writes; it reads every minor version of this major one.
 
 1.1 added the graph `refine`, `decoding.mask_id` and SentencePiece vocabularies; 1.2 `attention` and
-`decoding.confidence`.
+`decoding.confidence`; 1.3 `proven`.
 """
 
 
@@ -71,6 +74,7 @@ class Manifest:
     decoding: DecodingSpec
     golden: GoldenSpec
     attention: AttentionSpec | None = None  # families that attend to the cells of a grid
+    proven: tuple[ProvenSpec, ...] = ()  # where the golden vectors were computed; elsewhere they are checked first
     files: dict[str, FileSpec] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
@@ -106,6 +110,7 @@ class Manifest:
             "decoding": decoding,
             **({} if self.attention is None else {"attention": {"grid": list(self.attention.grid)}}),
             "golden": dict(vars(self.golden)),
+            **({"proven": [dict(vars(row)) for row in self.proven]} if self.proven else {}),
             "files": {name: dict(vars(spec)) for name, spec in self.files.items()},
             "provenance": self.provenance,
             "scores": self.scores,
@@ -123,7 +128,7 @@ class Manifest:
         extra = version[1] > FORMAT[1]  # a newer minor version may add fields that this reader need not know
         fields = top.fields(
             "format", "name", "family", "graphs", "state", "image", "vocabulary", "decoding", "golden", "files",
-            "provenance", "scores", optional=("attention",), allow_extra=extra,
+            "provenance", "scores", optional=("attention", "proven"), allow_extra=extra,
         )  # fmt: skip
         graphs = fields["graphs"].fields("encoder", "decoder", optional=("refine",), allow_extra=extra)
         vocabulary = read_vocabulary(fields["vocabulary"], extra)
@@ -138,6 +143,7 @@ class Manifest:
             decoding=read_decoding(fields["decoding"], vocabulary.size, extra),
             golden=read_golden(fields["golden"], extra),
             attention=read_attention(fields["attention"], extra) if "attention" in fields else None,
+            proven=read_proven(fields["proven"], extra) if "proven" in fields else (),
             files={name: read_file(name, node, extra) for name, node in fields["files"].items().items()},
             provenance={name: node.value for name, node in fields["provenance"].items().items()},
             scores={name: node.value for name, node in fields["scores"].items().items()},
@@ -182,6 +188,7 @@ def _check(manifest: Manifest, where: str) -> None:
         ("state", [row.name for row in manifest.state]),
         ("files", [name.lower() for name in manifest.files]),  # some file systems do not tell case
         ("decoding.suppressed_ids", list(map(str, manifest.decoding.suppressed_ids))),
+        ("proven", list(map(str, manifest.proven))),
     ):
         repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
         need(not repeated, f"{place} has {', '.join(repeated)} twice")

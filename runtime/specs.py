@@ -19,6 +19,7 @@ MAX_FILE_BYTES = 1 << 31
 MAX_DIMENSION = 1 << 20
 MAX_ELEMENTS = 1 << 28
 MAX_STEPS = 4096
+MAX_PROVEN = 64
 MAX_COEFFICIENT = 1e6  # of the confidence: far beyond any fit, and slope * logprob stays a finite number
 
 
@@ -122,6 +123,18 @@ class GoldenSpec:
 
     file: str
     tolerance: float
+
+
+@dataclass(frozen=True)
+class ProvenSpec:
+    """An interpreter, its version and a machine, as `platform.machine()` names it, that computed the golden vectors."""
+
+    interpreter: str
+    version: str
+    machine: str
+
+    def __str__(self) -> str:
+        return f"{self.interpreter} {self.version} on {self.machine}"
 
 
 @dataclass(frozen=True)
@@ -263,3 +276,13 @@ def read_golden(node: Node, extra: bool) -> GoldenSpec:
     """`golden`."""
     fields = node.fields("file", "tolerance", allow_extra=extra)
     return GoldenSpec(_file_name(fields["file"]), fields["tolerance"].number(0.0, 1.0))
+
+
+def read_proven(node: Node, extra: bool) -> tuple[ProvenSpec, ...]:
+    """`proven`."""
+
+    def row(node: Node) -> ProvenSpec:
+        fields = node.fields("interpreter", "version", "machine", allow_extra=extra)
+        return ProvenSpec(*(fields[name].text(100) for name in ("interpreter", "version", "machine")))
+
+    return node.list_of(row, MAX_PROVEN)

@@ -116,7 +116,10 @@ def compare_tensors(captioner: Captioner, golden: Golden) -> tuple[TensorCheck, 
         for name, array in golden.encoder.items()
     }
     logits = [_logits_along(captioner, *pair) for pair in zip(encoded, golden.tokens, strict=True)]
-    sides["logits"] = (_allowed(np.concatenate(logits), manifest), _allowed(golden.logits[golden.tokens >= 0], manifest))
+    sides["logits"] = (
+        _allowed(np.concatenate(logits), manifest),
+        _allowed(golden.logits[golden.tokens >= 0], manifest),
+    )
     if golden.refine is not None:
         refined = np.stack([_refined(captioner, *pair) for pair in zip(encoded, golden.tokens, strict=True)])
         sides["refine"] = (_allowed(refined, manifest), _allowed(golden.refine, manifest))

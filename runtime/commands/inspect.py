@@ -28,6 +28,8 @@ def command(bundle_name: str, as_json: bool) -> None:
     click.echo(f"  vocabulary  {manifest.vocabulary.size} {manifest.vocabulary.kind}")
     click.echo(f"  decoding    at most {manifest.decoding.max_length} tokens")
     click.echo(f"  size        {bundle.size_bytes / 1e6:.2f} MB in {len(manifest.files)} files, checksums right")
+    proven = [*map(str, manifest.proven)] or ["no interpreter yet: it checks itself where it is first opened"]
+    click.echo(f"  proven on   {', '.join(proven)}")
     click.echo("  state")
     for row in manifest.state:
         shape = " x ".join("batch" if size is None else str(size) for size in row.shape)
