@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import harness
 import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from drawings import TINY_PRESET, write_drawings
+from drawings import write_drawings
+from untrained import untrained
 
 if keras.backend.backend() != "tensorflow":
     pytest.skip("TensorFlow converts; KERAS_BACKEND is another", allow_module_level=True)
@@ -30,13 +30,10 @@ from captionlite.runtime.errors import BundleError
 from captionlite.runtime.image import load_image
 from captionlite.runtime.manifest import ConfidenceSpec
 from captionlite.runtime.verify import read_golden, verify
-from captionlite.training.config import RunConfig, from_json
 from captionlite.training.datasets import load_dataset
-from captionlite.training.run import Run, build_model
-from captionlite.training.vocabulary import END_ID, build_word_vocabulary
+from captionlite.training.run import Run
 
 FAMILIES = ("transformer", "lstm", "gru_attention", "masked_lm")
-WIDTHS = ("units", "key_dim", "feed_forward", "embedding", "attention", "image_bottleneck", "logits_bottleneck")
 # Relative RMS error of any encoder output and of the logits, against float32, that random weights may have.
 TOLERANCES = {
     "weight-only-int8": 0.03,
@@ -58,27 +55,6 @@ def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def photographs(drawings: Path) -> Photographs:
     return Photographs.of_data(f"jsonl:{drawings}")
-
-
-def untrained(name: str, drawings: Path, folder: Path) -> Run:
-    """A run with weights that are nowhere zero: what training would add is of no matter here."""
-    family = {key: value * 4 if key in WIDTHS else value for key, value in harness.CONFIGS[name].items()}
-    settings = {**TINY_PRESET, "encoder": {"name": "wide", "weights": None}, "family": family}
-    config: RunConfig = from_json(RunConfig, {**settings, "data": [{"spec": f"jsonl:{drawings}"}]}, "tiny")
-    examples = load_dataset(config.data[0].spec).split("train")
-    captions = [caption for example in examples for caption in example.captions]
-    vocabulary = build_word_vocabulary(captions, mask=name == "masked_lm")
-    keras.utils.set_random_seed(5)
-    model = build_model(config, vocabulary)
-    rng = np.random.default_rng(0)
-    for weight in model.weights:
-        weight.assign(weight + rng.normal(0.0, 0.1, weight.shape).astype("float32"))
-    bias = model.output_bias_layer()
-    if bias is not None:  # it bans words, and what bans words must not reach into an integer's scale
-        frequencies = vocabulary.frequencies.copy()
-        frequencies[END_ID] = 1  # or, untrained, it would end at once
-        bias.set_from_frequencies(frequencies, vocabulary.suppressed_ids)
-    return Run(folder, config, vocabulary, model, {"datasets": []})
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
