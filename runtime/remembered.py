@@ -38,7 +38,7 @@ def remember_pass(key: str) -> None:
     if directory is None:
         return
     try:
-        existing = next(parent for parent in directory.parents if parent.exists())
+        existing = next((parent for parent in directory.parents if parent.exists()), directory)
         if _effective_user() == 0 and not _ours(existing.stat()):
             return  # under sudo, with the user's HOME: the folders made here would be closed to their owner
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -20,7 +20,6 @@ from captionlite.runtime.files import write_bytes_atomically
 from captionlite.runtime.interpreter import UNKNOWN_VERSION, find_backend
 from captionlite.runtime.jsonreader import parse_json
 from captionlite.runtime.manifest import MANIFEST_FILE, Manifest, ProvenSpec
-from captionlite.runtime.remembered import passed_before, remember_pass
 from captionlite.runtime.specs import MAX_PROVEN
 
 if TYPE_CHECKING:
@@ -53,6 +52,8 @@ def check_here(captioner: "Captioner") -> None:
     known = here.version != UNKNOWN_VERSION
     if known and here in manifest.proven:
         return
+    from captionlite.runtime.remembered import passed_before, remember_pass
+
     key = _key(manifest, here) if known else None
     if key is not None and passed_before(key):
         return

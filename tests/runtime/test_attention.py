@@ -269,6 +269,8 @@ def test_what_cannot_be_shown_is_refused_before_any_captioning(
     old = tmp_path / "old"
     toy_bundle.write(old)
     toy_bundle.forge(old, lambda manifest: manifest.pop("attention"))
+    for bundle in (old, toy_directory):
+        Captioner.from_bundle(bundle)  # the self-check encodes too, at the first opening
 
     def never(*args: object) -> None:
         raise AssertionError("captioned")

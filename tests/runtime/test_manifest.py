@@ -10,16 +10,18 @@ import pytest
 import toy_bundle
 
 from captionlite.runtime.errors import BundleError
-from captionlite.runtime.manifest import FORMAT, AttentionSpec, ConfidenceSpec, Manifest
+from captionlite.runtime.manifest import FORMAT, AttentionSpec, ConfidenceSpec, Manifest, ProvenSpec
 
 CONFIDENCE = ConfidenceSpec(slope=2.5, intercept=1.25, event="CIDEr of at least 0.5", fitted_on="drawings, dev")
-OPTIONAL = (("attention",), ("decoding", "confidence"))
+PROVEN = (ProvenSpec("ai-edge-litert", "2.3.0", "x86_64"), ProvenSpec("tflite-runtime", "2.14.0", "armv7l"))
+OPTIONAL = (("attention",), ("decoding", "confidence"), ("proven",))
 
 
 def valid() -> dict[str, Any]:
     """The toy's manifest as parsed JSON, with all that is optional and with made-up checksums."""
     manifest = toy_bundle.manifest()
-    found = replace(manifest, decoding=replace(manifest.decoding, confidence=CONFIDENCE)).to_json()
+    decoding = replace(manifest.decoding, confidence=CONFIDENCE)
+    found = replace(manifest, decoding=decoding, proven=PROVEN).to_json()
     names = ("encoder.tflite", "decoder.tflite", "vocabulary.json", "golden.npz")
     found["files"] = {name: {"sha256": "0" * 64, "size_bytes": 1} for name in names}
     copied: dict[str, Any] = json.loads(json.dumps(found))
@@ -55,6 +57,7 @@ def test_the_valid_manifest_is_read() -> None:
     assert manifest.name == "toy"
     assert manifest.attention == AttentionSpec((2, 3))
     assert manifest.decoding.confidence == CONFIDENCE
+    assert manifest.proven == PROVEN
     assert manifest.to_json() == valid()
     assert len(FIELDS) > 80
 
@@ -74,6 +77,7 @@ def test_older_minor_versions_are_read(minor: int) -> None:
         del parent_of(manifest, path)[path[-1]]
     found = Manifest.from_json(manifest, "here")
     assert (found.format, found.attention, found.decoding.confidence) == ((FORMAT[0], minor), None, None)
+    assert found.proven == ()
 
 
 @pytest.mark.parametrize("path", [path for path in FIELDS if path not in OPTIONAL], ids=written)
@@ -159,6 +163,11 @@ CONTRADICTIONS = {
     "intercept without end": (_set("decoding.confidence.intercept", -float("inf")), r"intercept is -inf, expected"),
     "confidence in nothing": (_set("decoding.confidence.event", ""), r"decoding\.confidence\.event is ''"),
     "rank 5": (_set("state.3.shape", [None, 1, 7, 5, 1]), "1 to 4 dimensions"),
+    "proven twice": (_set("proven.1", vars(PROVEN[0])), "proven has ai-edge-litert 2.3.0 on x86_64 twice"),
+    "proven too often": (_set("proven", [vars(PROVEN[0])] * 65), "proven has 65 entries, expected at most 64"),
+    "proven on nothing": (_set("proven.0.version", ""), r"proven\[0\]\.version is ''"),
+    "proven on much": (_set("proven.0.machine", "x" * 101), r"proven\[0\]\.machine is 'xxx"),
+    "proven by somebody": (_set("proven.0.by", "me"), r"proven\[0\]\.by is not a field of this format"),
     "another resize": (_set("image.resize", "crop"), "expected 'squash'"),
     "another vocabulary": (_set("vocabulary.kind", "characters"), "expected 'words'"),
 }
