@@ -50,6 +50,7 @@ class ExportResult:
     sizes_bytes: dict[str, int]
     ops: dict[str, list[str]]
     parity: Parity
+    measured: dict[str, Any] = dataclasses.field(default_factory=dict)  # what ``measure`` found out
 
 
 def export_run(
@@ -62,6 +63,7 @@ def export_run(
     golden: Sequence[Path] = (),
     scores: dict[str, Any] | None = None,
     licences: dict[str, str] | None = None,
+    measure: Callable[[Captioner], dict[str, Any]] | None = None,
     force: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> ExportResult:
@@ -70,6 +72,7 @@ def export_run(
     ``photographs``: training photographs, for calibration and for parity against Keras. ``golden``: photographs that
     go into the bundle with their golden vectors (drawn pictures when none is given: mind the rights of what you give
     away). ``scores``: caption scores by title, ``licences``: licences by data set, for the manifest and the model card.
+    ``measure`` is given the bundle's captioner, and what it returns goes into the manifest's provenance.
 
     Raises ExportError when the converter or the quantizer refuses or a float32 file strays from Keras, BundleError when
     ``out`` exists.
@@ -109,12 +112,13 @@ def export_run(
         report("recording golden vectors")
         chosen = [load_image(path, run.image_spec) for path in golden] or pictured
         shared["golden.npz"] = golden_vectors(captioner, chosen)
-    manifest.provenance["parity"] = parity.to_json()
+        measured = {} if measure is None else measure(captioner)
+    manifest.provenance.update(measured, parity=parity.to_json())
     files = {**{f"{graph}.tflite": content for graph, content in graphs.items()}, **shared}
     sizes = {file: len(content) for file, content in files.items() if file != "README.md"}
     files["README.md"] = model_card(manifest, sizes, parity).encode()
     write_bundle(out, manifest, files, force=force)
-    return ExportResult(out, sizes, ops, parity)
+    return ExportResult(out, sizes, ops, parity, measured)
 
 
 def graph_names(run: Run) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from captionlite.export.shortlist_loss import describe_shortlist
 from captionlite.runtime.manifest import Manifest
 
 if TYPE_CHECKING:  # it imports Keras, and who fits a confidence need not have that
@@ -43,7 +44,10 @@ def model_card(manifest: Manifest, sizes_bytes: dict[str, int], parity: Parity) 
         + data["licence"]
         for data in facts["training"].get("datasets", ())
     ]
-    lines += ["", "## Scores", "", *_scores(manifest.scores), "", "## Exactness", ""]
+    lines += ["", "## Scores", "", *_scores(manifest.scores), ""]
+    if "shortlist" in facts:
+        lines += ["## Vocabulary", "", describe_shortlist(facts["shortlist"]), ""]
+    lines += ["## Exactness", ""]
     lines += [
         f"{parity.equal_captions} of {parity.photographs} captions equal word for word those of {parity.reference}.",
         "",

@@ -1,6 +1,7 @@
 """Runs of every family that nobody trained: what training would add is of no matter where numbers are compared."""
 
 from pathlib import Path
+from typing import Any
 
 import harness
 import keras
@@ -15,9 +16,9 @@ from captionlite.training.vocabulary import END_ID, build_word_vocabulary
 WIDTHS = ("units", "key_dim", "feed_forward", "embedding", "attention", "image_bottleneck", "logits_bottleneck")
 
 
-def untrained(name: str, drawings: Path, folder: Path) -> Run:
-    """A run with weights that are nowhere zero: what training would add is of no matter here."""
-    family = {key: value * 4 if key in WIDTHS else value for key, value in harness.CONFIGS[name].items()}
+def untrained(name: str, drawings: Path, folder: Path, **changes: Any) -> Run:
+    """A run with weights that are nowhere zero; `changes` to the family's config."""
+    family = {key: value * 4 if key in WIDTHS else value for key, value in harness.CONFIGS[name].items()} | changes
     settings = {**TINY_PRESET, "encoder": {"name": "wide", "weights": None}, "family": family}
     config: RunConfig = from_json(RunConfig, {**settings, "data": [{"spec": f"jsonl:{drawings}"}]}, "tiny")
     examples = load_dataset(config.data[0].spec).split("train")

@@ -70,6 +70,12 @@ class Run:
             )
         return self._generator
 
+    def with_decoder(self, vocabulary: WordVocabulary, model: DecoderFamily) -> Run:
+        """This run with another vocabulary and decoder behind the same encoder."""
+        other = Run(self.directory, self.config, vocabulary, model, self.best)
+        other._encoder = self.encoder
+        return other
+
     def training_photographs(self, count: int = 200) -> list[Photo]:
         """A seeded sample of the training photographs, if the data still stands where the run found it."""
         datasets = [load_dataset(data.spec) for data in self.config.data]

@@ -135,6 +135,26 @@ class WordVocabulary:
         """The content of a bundle's vocabulary.json."""
         return {"kind": "words", "pieces": self.pieces, "join": " "}
 
+    def shortened(self, ids: Sequence[int]) -> "WordVocabulary":
+        """The pieces of these ids alone, numbered anew in ascending order; every other word becomes unknown.
+
+        `frequencies` stay those of the same captions.
+
+        Raises:
+            VocabularyError: a special piece is not among them, or an id is not the vocabulary's.
+        """
+        kept = sorted(set(ids))
+        if kept[: len(self.special_ids)] != sorted(self.special_ids) or kept[-1] >= len(self):
+            raise VocabularyError(
+                f"a shorter vocabulary: found ids {kept[:6]}... up to {max(kept, default=None)}, expected ids below "
+                f"{len(self)} and the special pieces {sorted(self.special_ids)} among them."
+            )
+        content = json.loads(self.tokenizer.to_str())
+        content["model"]["vocab"] = {self.pieces[old]: new for new, old in enumerate(kept)}
+        frequencies = self.frequencies[kept]
+        frequencies[UNKNOWN_ID] += self.frequencies.sum() - frequencies.sum()
+        return WordVocabulary(Tokenizer.from_str(json.dumps(content)), frequencies, self.standardization)
+
     def save(self, path: Path) -> None:
         """Write tokenizer.json at `path` and the frequencies beside it, each atomically."""
         counts = {"standardization": self.standardization, "frequencies": self.frequencies.tolist()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import click
@@ -21,6 +22,20 @@ from captionlite.export.commands.printing import print_result
     show_default=True,
     metavar="NAME|FILE",
     help="How the graphs are stored: a recipe of captionlite or a JSON file, see below.",
+)
+@click.option(
+    "--shortlist",
+    "words",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Keep the N most frequent words of the training captions only; says what that costs on the dev photographs.",
+)
+@click.option(
+    "--shortlist-min-count",
+    "min_count",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="The same, with the words seen at least K times.",
 )
 @click.option("--name", help="The bundle's name; the preset's when not given.")
 @click.option(
@@ -47,6 +62,8 @@ def command(
     run: Path,
     out: Path,
     recipe_name: str,
+    words: int | None,
+    min_count: int | None,
     name: str | None,
     calibration: Path | None,
     golden: tuple[Path, ...],
@@ -69,32 +86,52 @@ def command(
       int4              experimental: the decoder's weights of 4 bits
       legacy            right on tflite-runtime 2.14
     """
+    if words is not None and min_count is not None:
+        raise click.UsageError("--shortlist and --shortlist-min-count are two ways to say the same; give one of them.")
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the converter's; a run trained on JAX loads just as well
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from captionlite.export.calibration import Photographs, held_out_names
     from captionlite.export.exporter import export_run
     from captionlite.export.recipes import recipe
+    from captionlite.export.shortlist import ShortlistError, export_shortlisted, shortlist
+    from captionlite.export.shortlist_loss import DevSplits, describe_shortlist
     from captionlite.training.run import load_run
+
+    def report(line: str) -> None:
+        click.echo(line, err=True)
 
     chosen = recipe(recipe_name)
     loaded = load_run(run)
+    export = export_run
+    if words is not None or min_count is not None:
+        option = "--shortlist" if min_count is None else "--shortlist-min-count"
+        try:
+            kept = shortlist(loaded.vocabulary, words=words, min_count=min_count)
+        except ShortlistError as error:
+            raise click.BadParameter(str(error), param_hint=option) from error
+        if kept.drops_nothing:
+            report(f"{option}: the vocabulary has {kept.all_words:,} words and all of them stay; exporting it whole")
+        else:
+            export = partial(export_shortlisted, kept=kept, dev=DevSplits.of_run(loaded))
     if calibration is None:
         photographs = Photographs.of_run(loaded)
     else:
         photographs = Photographs.of_folder(calibration, held_out_names(loaded), loaded.config.seed)
-    result = export_run(
+    result = export(
         loaded,
-        chosen,
-        out,
+        recipe=chosen,
+        out=out,
         name=name,
         photographs=photographs,
         golden=golden,
         scores=json.loads(scores.read_text()) if scores else None,
         licences=dict(_name_and_text(licence) for licence in licences),
         force=force,
-        report=lambda line: click.echo(line, err=True),
+        report=report,
     )
     print_result(result, as_json)
+    if "shortlist" in result.measured and not as_json:
+        click.echo(describe_shortlist(result.measured["shortlist"]))
 
 
 def _name_and_text(licence: str) -> tuple[str, str]:
