@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from captionlite.benchmarks.gpu_pack import read_pack
-from captionlite.benchmarks.gpu_timing import caption_program, time_captions, time_training
+from captionlite.benchmarks.gpu_timing import caption_program, random_pixels, time_captions, time_training
 from captionlite.runtime.errors import CaptionliteError
 from captionlite.training.config import DataConfig, RunConfig, load_config
 from captionlite.training.data import load_data
@@ -124,7 +124,9 @@ def time_job(settings: Settings, job: str) -> dict[str, Any]:
         "parameters": {"encoder": int(encoder.count_params()), "decoder": int(model.count_params())},
         "words": words,
         "tokens": tokens,
-        "captions": time_captions(program, spec.image_size, settings.batches, settings.repeats, settings.seconds),
+        "captions": time_captions(
+            program, random_pixels(spec.image_size), settings.batches, settings.repeats, settings.seconds
+        ),
         "training_step": training,
     }
 

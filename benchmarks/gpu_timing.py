@@ -1,4 +1,4 @@
-"""How fast a family captions and trains on an accelerator, in JAX: one program from pixels to tokens.
+"""How fast a family captions and trains on an accelerator: one program from pixels to tokens, on JAX or TensorFlow.
 
 Every sample runs from arrays in the host's memory to arrays in the host's memory, so that the device is synchronised;
 compilation and two turns before the first sample are not counted.
@@ -16,7 +16,7 @@ from keras import ops
 
 from captionlite.training.compiled import TrainStep, compiled
 from captionlite.training.config import RunConfig
-from captionlite.training.families.base import DecoderFamily
+from captionlite.training.families.base import DecoderFamily, State
 from captionlite.training.optimizers import build_optimizer
 from captionlite.training.vocabulary import PAD_ID
 
@@ -36,54 +36,91 @@ def caption_program(
 
     The loop ends when every caption has. ``length``: every caption has exactly so many tokens, whatever the weights.
     """
-    import jax
+    decode = _greedy(model, start_id, end_id, suppressed_ids, length)
+    run = compiled(lambda pixels: decode(_state(encoder, model, pixels)), [*encoder.variables, *model.variables])
+    return lambda pixels: np.asarray(run(pixels))
 
+
+def stage_programs(
+    encoder: Any, model: DecoderFamily, *, start_id: int, end_id: int, suppressed_ids: Sequence[int]
+) -> tuple[Callable[[np.ndarray], State], Callable[[State], np.ndarray]]:
+    """The same as two programs: pixels to the decoder's state, on the device, and the state to tokens.
+
+    Both return when the device has done its work.
+    """
+    encode = compiled(lambda pixels: _state(encoder, model, pixels), [*encoder.variables, *model.variables])
+    decode = compiled(_greedy(model, start_id, end_id, suppressed_ids, None), model.variables)
+
+    def encode_and_wait(pixels: np.ndarray) -> State:
+        state: State = encode(pixels)
+        if keras.backend.backend() == "jax":
+            import jax
+
+            jax.block_until_ready(state)
+        else:
+            import tensorflow as tf
+
+            tf.test.experimental.sync_devices()
+        return state
+
+    return encode_and_wait, lambda state: np.asarray(decode(state))
+
+
+def _state(encoder: Any, model: DecoderFamily, pixels: Any) -> State:
+    return model.full_state(encoder(ops.cast(pixels, "float32"), training=False))
+
+
+def _greedy(
+    model: DecoderFamily, start_id: int, end_id: int, suppressed_ids: Sequence[int], length: int | None
+) -> Callable[[State], Any]:
+    """The greedy loop, to be compiled: a state of B rows -> tokens int32 (B, max_length or ``length``)."""
     suppressed = np.zeros((1, model.vocabulary_size), np.float32)
     suppressed[0, [*suppressed_ids, *([end_id] if length is not None else [])]] = -np.inf
     steps = model.max_length if length is None else length
 
-    def program(pixels: Any) -> Any:
-        features = encoder(ops.cast(pixels, "float32"), training=False)
-        batch = pixels.shape[0]
+    def goes_on(t: Any, token: Any, tokens: Any, running: Any, state: State) -> Any:
+        return (t < steps) & ops.any(running)
 
-        def goes_on(carry: Any) -> Any:
-            return (carry[0] < steps) & ops.any(carry[3])
+    def step(t: Any, token: Any, tokens: Any, running: Any, state: State) -> Any:
+        position = ops.reshape(t, (1,))
+        logits, updates, _ = model.step(token, position, state)
+        chosen = ops.cast(ops.argmax(logits + suppressed, axis=-1), "int32")
+        chosen = ops.where(running, chosen, end_id)
+        tokens = ops.slice_update(tokens, [0, t], chosen[:, None])
+        state = model.advance(state, updates, position)
+        return t + 1, chosen[:, None], tokens, running & (chosen != end_id), state
 
-        def step(carry: Any) -> Any:
-            t, token, tokens, running, state = carry
-            position = ops.reshape(t, (1,))
-            logits, updates, _ = model.step(token, position, state)
-            chosen = ops.cast(ops.argmax(logits + suppressed, axis=-1), "int32")
-            chosen = ops.where(running, chosen, end_id)
-            tokens = jax.lax.dynamic_update_slice(tokens, chosen[:, None], (0, t))
-            state = model.advance(state, updates, position)
-            return t + 1, chosen[:, None], tokens, running & (chosen != end_id), state
-
+    def decode(state: State) -> Any:
+        batch = next(iter(state.values())).shape[0]
         first = (
             ops.zeros((), "int32"),
             ops.full((batch, 1), start_id, "int32"),
             ops.full((batch, steps), end_id, "int32"),
             ops.ones((batch,), "bool"),
-            model.full_state(features),
+            state,
         )
-        return jax.lax.while_loop(goes_on, step, first)[2]
+        return ops.while_loop(goes_on, step, first)[2]
 
-    run = compiled(program, [*encoder.variables, *model.variables])
-    return lambda pixels: np.asarray(run(pixels))
+    return decode
+
+
+def random_pixels(image_size: tuple[int, int]) -> Callable[[int], np.ndarray]:
+    """Noise of so many photographs: what is in a picture does not change how long a caption of a fixed length takes."""
+    rng = np.random.default_rng(0)
+    return lambda batch: rng.integers(0, 256, (batch, *image_size, 3), np.uint8)
 
 
 def time_captions(
     program: Callable[[np.ndarray], np.ndarray],
-    image_size: tuple[int, int],
+    pixels_of: Callable[[int], np.ndarray],
     batches: Sequence[int],
     repeats: int,
     seconds: float,
 ) -> list[dict[str, Any]]:
     """One record a batch size: milliseconds of each turn, until ``repeats`` turns or ``seconds`` are over."""
-    rng = np.random.default_rng(0)
     records = []
     for batch in batches:
-        pixels = rng.integers(0, 256, (batch, *image_size, 3), np.uint8)
+        pixels = pixels_of(batch)
         began = time.perf_counter()
         program(pixels)
         compile_s = time.perf_counter() - began
