@@ -33,6 +33,7 @@ from captionlite.runtime.manifest import (
     Manifest,
     VocabularySpec,
 )
+from captionlite.runtime.selfcheck import proven_here
 from captionlite.training.datasets.photos import Photo
 from captionlite.training.run import Run
 from captionlite.training.vocabulary import END_ID, MASK_ID, PAD_ID, START_ID, UNKNOWN_ID
@@ -167,6 +168,7 @@ def _manifest(run: Run, recipe: Recipe, name: str, graphs: dict[str, bytes], voc
             MASK_ID if run.model.refines else None,
         ),
         golden=GoldenSpec("golden.npz", recipe.tolerance),
+        proven=proven_here(),
         attention=AttentionSpec((h, w)) if run.model.attends else None,
         provenance={
             "preset": config.name,
