@@ -77,8 +77,8 @@ def shortlist(vocabulary: WordVocabulary, *, words: int | None = None, min_count
         raise ValueError(f"expected words or min_count, found words={words!r} and min_count={min_count!r}")
     if isinstance(vocabulary, SentencePieceVocabulary):
         raise ExportError(
-            "no shortlist of a SentencePiece vocabulary: its pieces are parts of words, and without some of them texts "
-            "are split into others than the model was trained on. Export it whole, by a recipe that stores the "
+            "no shortlist of a SentencePiece vocabulary such as bimodal_albert's: its pieces are parts of words, and "
+            "without some of them texts are split into others than the model was trained on. Export it whole, by a recipe that stores the "
             "embeddings small (int8), or train a family with a vocabulary of words (preset bimodal_small)"
         )
     counts = vocabulary.frequencies
@@ -86,15 +86,14 @@ def shortlist(vocabulary: WordVocabulary, *, words: int | None = None, min_count
     every = [i for i in range(len(vocabulary)) if i not in specials]
     by_frequency = sorted(every, key=lambda i: (-int(counts[i]), i))
     if words is not None:
-        kept, rule = by_frequency[:words], f"the {words:,} most frequent words"
+        kept, rule = by_frequency[:words], "the most frequent"
     else:
-        kept, rule = [i for i in every if counts[i] >= min_count], f"words seen at least {min_count:,} times"
+        kept, rule = [i for i in every if counts[i] >= min_count], f"those seen at least {min_count:,} times"
     if len(kept) < FEWEST_WORDS:
         most = int(counts[by_frequency[FEWEST_WORDS - 1]]) if len(every) >= FEWEST_WORDS else None
         hint = "" if most is None or words is not None else f"; min_count {most:,} leaves at least {FEWEST_WORDS}"
         raise ShortlistError(
-            f"shortlist of {rule}: {len(kept)} of {len(every):,} words would be left, expected at least "
-            f"{FEWEST_WORDS}{hint}"
+            f"{rule}: {len(kept)} of {len(every):,} words would be left, expected at least {FEWEST_WORDS}{hint}"
         )
     share = float(counts[kept].sum() / max(int(counts[every].sum()), 1))
     return Shortlist(tuple(sorted({*kept, *specials})), len(kept), len(every), share, rule)

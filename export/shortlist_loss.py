@@ -111,7 +111,7 @@ def shortlist_loss(splits: DevSplits, full: DevCaptions, short: DevCaptions) -> 
 def describe_shortlist(facts: dict[str, Any]) -> str:
     """The manifest's `provenance.shortlist` in two sentences, for people."""
     kept = (
-        f"Of the {facts['all_words']:,} words it was trained with it keeps {facts['words']:,} ({facts['rule']}), "
+        f"Of the {facts['all_words']:,} words it was trained with it keeps {facts['words']:,}, {facts['rule']}: "
         f"{facts['share_of_training_words']:.1%} of what the training captions say."
     )
     loss = facts["loss"]
