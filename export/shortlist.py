@@ -78,8 +78,9 @@ def shortlist(vocabulary: WordVocabulary, *, words: int | None = None, min_count
     if isinstance(vocabulary, SentencePieceVocabulary):
         raise ExportError(
             "no shortlist of a SentencePiece vocabulary such as bimodal_albert's: its pieces are parts of words, and "
-            "without some of them texts are split into others than the model was trained on. Export it whole, by a recipe that stores the "
-            "embeddings small (int8), or train a family with a vocabulary of words (preset bimodal_small)"
+            "without some of them texts are split into others than the model was trained on. Export it whole, by a "
+            "recipe that stores the embeddings small (int8), or train a family with a vocabulary of words (preset "
+            "bimodal_small)"
         )
     counts = vocabulary.frequencies
     specials = set(vocabulary.special_ids)
