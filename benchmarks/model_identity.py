@@ -24,11 +24,14 @@ if TYPE_CHECKING:
 def model_id(family: str, vocabulary: bytes, encoder: Any, decoder: Any, training: Any) -> str:
     """SHA-256 over canonical JSON of these; `vocabulary` is the content of vocabulary.json, the rest as in provenance.
 
-    The licences of the data sets are left out: `export --licence` states them anew without changing the model.
+    Licences and weights of the data sets are left out: `export --licence` and the import of weights from another
+    machine state them anew without changing the model.
     """
-    if isinstance(training, dict) and isinstance(training.get("datasets"), list):
-        datasets = [{k: v for k, v in data.items() if k != "licence"} for data in training["datasets"]]
-        training = {**training, "datasets": datasets}
+    if isinstance(training, dict):
+        training = {name: value for name, value in training.items() if name != "weights"}
+        if isinstance(training.get("datasets"), list):
+            datasets = [{k: v for k, v in data.items() if k != "licence"} for data in training["datasets"]]
+            training["datasets"] = datasets
     return _digest([family, hashlib.sha256(vocabulary).hexdigest(), encoder, decoder, training])
 
 
@@ -53,7 +56,7 @@ def describe_run(run: Run) -> Model:
     """The model of a training run, as Keras has it: sizes are those of its variables. The id is its bundles'."""
     config = run.config
     # What export/exporter.py writes into the manifest's provenance.
-    training = {"epochs_at_most": config.epochs, "weights": [d.weight for d in config.data], **run.best}
+    training = {"epochs_at_most": config.epochs, **run.best}
     vocabulary = json.dumps(run.vocabulary.runtime_vocabulary(), ensure_ascii=False).encode()
     sizes = {"encoder": _bytes(run.encoder), "decoder": _bytes(run.model)}
     return Model(
@@ -73,4 +76,4 @@ def _digest(value: Any) -> str:
 
 
 def _bytes(model: Any) -> int:
-    return sum(int(np.prod(variable.shape)) * np.dtype(variable.dtype).itemsize for variable in model.variables)
+    return sum(int(np.prod(variable.shape)) * np.dtype(variable.dtype).itemsize for variable in model.weights)
