@@ -31,6 +31,7 @@ COMMANDS = {
     "export": LazyCommand("captionlite.export.commands.export", "Turn a trained model into a bundle.", "export"),
     "quantize": LazyCommand("captionlite.export.commands.quantize", "Quantize a float32 bundle.", "export"),
     "evaluate": LazyCommand("captionlite.benchmarks.commands.evaluate", "Score a bundle's captions.", "bench"),
+    "gate": LazyCommand("captionlite.benchmarks.commands.gate", "Hold a bundle's captions to float32's.", "bench"),
     "bench": LazyCommand("captionlite.benchmarks.commands.bench", "Measure what a caption costs.", "bench"),
     "confidence": LazyCommand("captionlite.benchmarks.commands.confidence", "Fit a bundle's confidence.", "bench"),
 }

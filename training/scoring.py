@@ -11,7 +11,7 @@ come out exactly as from the Java tokenizer, and CIDEr of each photograph's firs
 same to the last digit (difference 0). The expression was refined on those captions and on 8,999 of COCO and PASCAL-50S,
 which agree too. Known to differ, and not worth more rules: '90s, 'tis, ol', @home, "no. 7", month names with a period.
 
-pycocoevalcap is the only import beyond the standard library; keras and TensorFlow stay out.
+pycocoevalcap, and the NumPy it brings, are the only imports beyond the standard library; keras and TensorFlow stay out.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 _TOKEN = re.compile(
     r"""
@@ -68,9 +69,27 @@ class Scores:
         return asdict(self)
 
 
+BLEU_ORDERS = 4
+
+
+@dataclass(frozen=True)
+class BleuCounts:
+    """What one photograph's caption adds to corpus BLEU: counts, which add up over photographs (`bleu_of_sums`).
+
+    For n-grams of 1 to 4 words, how many the caption has (`ngrams`) and how many of them the references have too
+    (`matches`, each at most as often as a single reference has it). `reference_words` is the length of the reference
+    whose length is closest to the caption's own, `words`.
+    """
+
+    matches: tuple[int, ...]
+    ngrams: tuple[int, ...]
+    words: int
+    reference_words: int
+
+
 @dataclass(frozen=True)
 class PhotoScores:
-    """What one caption adds to the corpus scores, which are the means of these. BLEU has no such parts.
+    """What one caption adds to the corpus scores, which are the means of these. BLEU's parts are `BleuCounts`.
 
     `cider` depends on the photographs scored together, as `score_captions` says.
     """
@@ -120,6 +139,36 @@ def score_hypotheses(
             if rank < len(hypotheses[key]):
                 found[key].append(float(score))
     return found
+
+
+def bleu_counts(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, BleuCounts]:
+    """Each photograph's part of the BLEU that `score_captions` gives. Raises ValueError as that does."""
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer, cook_refs, cook_test
+
+    truths, said = _as_text(*_tokenized(candidates, references))
+    closest = BleuScorer(n=BLEU_ORDERS)
+    found = {}
+    for key, captions in truths.items():
+        parts = cook_test(said[key][0], cook_refs(captions, n=BLEU_ORDERS), n=BLEU_ORDERS)
+        length = closest._single_reflen(parts["reflen"], "closest", parts["testlen"])
+        found[key] = BleuCounts(tuple(parts["correct"]), tuple(parts["guess"]), parts["testlen"], length)
+    return found
+
+
+def bleu_of_sums(sums: Any) -> Any:
+    """Corpus BLEU-1..4, array (..., 4), of summed counts, array (..., 10): matches, ngrams, words, reference_words.
+
+    pycocoevalcap's formula and its small numbers against division by zero; equal to it for two photographs or more (a
+    single one it measures against the average length of the references instead of the closest).
+    """
+    import numpy as np
+
+    tiny, small = 1e-15, 1e-9
+    matches, ngrams = sums[..., :BLEU_ORDERS], sums[..., BLEU_ORDERS : 2 * BLEU_ORDERS]
+    precisions = np.cumprod((matches + tiny) / (ngrams + small), axis=-1)
+    means = precisions ** (1.0 / np.arange(1, BLEU_ORDERS + 1))
+    ratio = (sums[..., -2:-1] + tiny) / (sums[..., -1:] + small)
+    return means * np.exp(np.minimum(0.0, 1.0 - 1.0 / ratio))  # the brevity penalty, where the captions are shorter
 
 
 def _tokenized(
