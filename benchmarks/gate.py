@@ -199,7 +199,8 @@ class _Comparison:
         for name, expected in shown.encoded.items():
             ours, theirs = (values.astype(np.float64).ravel() for values in (encoded[name], expected))
             self._cosines.setdefault(name, []).append(float(_cosine(ours, theirs)))
-            energies = float(theirs @ theirs), float((ours - theirs) @ (ours - theirs))
+            # Not by products of vectors: NumPy gives long ones to threads, which wait for each other on a busy machine.
+            energies = float(np.square(theirs).sum()), float(np.square(ours - theirs).sum())
             self._energies.setdefault(name, []).append(energies)
         found = logits_along(self._captioner, encoded, [self._start, *shown.caption.tokens[:-1]])
         _require_finite({"logits": found}, photograph)

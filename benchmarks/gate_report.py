@@ -42,7 +42,7 @@ class Report:
             "schema": list(SCHEMA),
             **self.about,
             "verdict": self.verdict.to_json(),
-            "asked": {"min_cider_ratio": self.bar.min_cider_ratio, "by": self.bar.source, "floors": floors},
+            "asked": {"min_cider_ratio": self.bar.min_cider_ratio, "source": self.bar.source, "floors": floors},
         }
         found = self.measured
         if found is None:
@@ -95,7 +95,7 @@ def markdown(report: Report) -> str:
     lines += [f"- {problem}" for problem in verdict.problems]
     lines += [f"- Warning: {warning}" for warning in verdict.warnings]
     lines += [
-        "",
+        *([""] if verdict.problems or verdict.warnings else []),
         f"Held to {about['reference']} ({about['reference_kind']}).",
         f"Photographs: {about['data']} {about['split']}. Decoding: {about['decoding']}.",
         "",
@@ -154,7 +154,7 @@ def _sections(found: Measured, bar: Bar) -> list[Section]:
             ["score", "reference", "bundle", "difference, 95 % interval"],
             scores,
             f"CIDEr ratio {ratio.value:.4f}, 95 % interval {ratio.low:.4f} to {ratio.high:.4f}; at least "
-            f"{bar.min_cider_ratio} is asked for by {bar.source}. Paired bootstrap over the photographs, "
+            f"{bar.min_cider_ratio} is asked for {bar.source}. Paired bootstrap over the photographs, "
             f"{len(found.bootstrap.cider_differences):,} resamples, seed {found.bootstrap.seed}. "
             f"{found.equal_captions} of {found.n} captions are equal token by token"
             + ("." if middle is None else f"; the others differ first at step {middle:g} (median, counted from 0)."),

@@ -68,7 +68,7 @@ def percent(share: float) -> str:
 
 @dataclass(frozen=True)
 class Bar:
-    """The part of the reference's CIDEr that is asked for, and who asks."""
+    """The part of the reference's CIDEr that is asked for, and why: "by recipe int8"."""
 
     min_cider_ratio: float
     source: str
@@ -103,7 +103,7 @@ def bar_for(manifest: Manifest, override: float | None = None) -> Bar:
     0.99; any other may ask for more. Raises CaptionliteError where recipes cannot be read for want of the quantizer.
     """
     if override is not None:
-        return Bar(override, "--min-cider-ratio")
+        return Bar(override, "by --min-cider-ratio")
     stated = manifest.provenance.get("recipe")
     stated = stated if isinstance(stated, dict) else {}
     name, names = stated.get("name"), {spec.recipe for spec in manifest.graphs.values()}
@@ -111,8 +111,7 @@ def bar_for(manifest: Manifest, override: float | None = None) -> Bar:
         name = next(iter(names))  # of a bundle from before recipes were recorded
     built_in = _built_in(name) if names == {name} else None
     if built_in is not None and stated.get("sha256") == built_in.provenance()["sha256"]:
-        return Bar(built_in.min_cider_ratio, f"recipe {name}")
-    said = f"recipe {name or '/'.join(sorted(names))} is not one of this captionlite's"
+        return Bar(built_in.min_cider_ratio, f"by recipe {name}")
     asked = [DEFAULT_MIN_CIDER_RATIO]
     if built_in is not None:
         asked.append(built_in.min_cider_ratio)
@@ -120,7 +119,7 @@ def bar_for(manifest: Manifest, override: float | None = None) -> Bar:
     own = content.get("min_cider_ratio") if isinstance(content, dict) else None
     if isinstance(own, int | float) and 0 < own <= 1:
         asked.append(float(own))
-    return Bar(max(asked), f"default ({said})")
+    return Bar(max(asked), f"of recipes that are not captionlite's own ({name or ', '.join(sorted(names))})")
 
 
 def _built_in(name: Any) -> Any:
@@ -148,7 +147,7 @@ def judge(measured: Measured, bar: Bar, warnings: Sequence[str] = ()) -> Verdict
         problems.insert(
             0,
             f"CIDEr is {cider.candidate:.4f}, {percent(ratio.value)} of the reference's {cider.reference:.4f}: "
-            f"{100 * (asked - ratio.value):.2f} points below the {percent(asked)} asked for by {bar.source}; the "
+            f"{100 * (asked - ratio.value):.2f} points below the {percent(asked)} asked for {bar.source}; the "
             f"{interval} {inside} what is asked for",
         )
     said = list(warnings)
@@ -160,7 +159,7 @@ def judge(measured: Measured, bar: Bar, warnings: Sequence[str] = ()) -> Verdict
         )
     headline = (
         f"{'FAILED' if problems else 'passed'}: CIDEr {percent(ratio.value)} of the reference's ({interval}), "
-        f"{percent(asked)} asked for by {bar.source}"
+        f"{percent(asked)} asked for {bar.source}"
     )
     return Verdict(tuple(problems), tuple(said), headline + _on_how_many(measured.n))
 

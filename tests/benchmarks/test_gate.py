@@ -190,7 +190,7 @@ def test_a_bundle_that_says_worse_fails_with_3_and_says_by_how_much(coarse: Path
 def test_the_bar_is_the_users_to_set(coarse: Path, float32: Path, data: Path) -> None:
     result = invoke(coarse, float32, data, "--allow-fewer", "--min-cider-ratio", "0.5", "--json")
     report = json.loads(result.stdout)
-    assert report["asked"]["by"] == "--min-cider-ratio"
+    assert report["asked"]["source"] == "by --min-cider-ratio"
     assert not [problem for problem in report["verdict"]["problems"] if "CIDEr" in problem]
 
 
