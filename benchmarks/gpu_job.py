@@ -12,10 +12,12 @@ Back on the first one, for each run:
 
     python -m captionlite.benchmarks.gpu_job import-weights OUT/default.safetensors --out runs/default
     captionlite export runs/default --out bundles/default
+    python -m captionlite.benchmarks.gpu_job import-results OUT/results.json --out benchmarks/results
 
-`run` times every family, extracts features and trains every preset at its full length. Each of these is a stage: a
-process of its own, so that one that fails spoils no other. A stage that is done is not done again; one that ran out of
-time goes on in the next call. Every call ends with results.json and the float16 weights that this call made.
+`run` times every family, extracts features, trains every preset at its full length, and measures what was trained as
+`captionlite bench run --target gpu` does. Each of these is a stage: a process of its own, so that one that fails spoils
+no other. A stage that is done is not done again; one that ran out of time goes on in the next call. Every call ends
+with results.json and the float16 weights that this call made.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ NOT_FINISHED = 75  # a stage's exit status when its time was up and its state is
 GRACE_S = 25.0  # from asking a stage to stop to stopping it
 LEAST_S = 20.0  # with less time left no stage is begun
 TRIES = 2  # of a stage that fails
+REPOSITORY_PHOTOS = Path(__file__).resolve().parents[1] / "tests" / "photos"
 MAX_FILES = 8  # in the output folder, results.json included
 
 
@@ -57,6 +60,9 @@ class Settings:
     repeats: int
     seconds: float
     tokens: int
+    photos: tuple[str, ...]
+    bench_captions: int
+    bench_seconds: float
 
 
 @click.group()
@@ -101,6 +107,9 @@ def pack_command(data: tuple[str, ...], out: Path, call_mib: float, wheels: tupl
 @click.option("--repeats", default=50, show_default=True, help="Samples a timing, at most.")
 @click.option("--seconds", type=float, default=3, show_default=True, help="A timing, at most.")
 @click.option("--tokens", default=12, show_default=True, help="Length of the captions that are timed.")
+@click.option("--photos", multiple=True, help="Of the benchmarks; by default tests/photos of this checkout.")
+@click.option("--bench-captions", type=int, default=1024, show_default=True, help="A benchmark, at least.")
+@click.option("--bench-seconds", type=float, default=60, show_default=True, help="A benchmark, at least.")
 @click.option("--max-file-mib", type=float, default=15.9, show_default=True, help="Largest file of weights.")
 @click.option("--again", is_flag=True, help="Write the weights of earlier calls once more.")
 def run_command(
@@ -109,6 +118,7 @@ def run_command(
     """Do what the time allows and write results and weights into --out."""
     deadline = time.monotonic() + budget_s
     weights = dict(item.partition("=")[::2] for item in options.pop("encoder_weights"))
+    options["photos"] = options["photos"] or (os.path.relpath(REPOSITORY_PHOTOS),)
     settings = Settings(work=str(work.resolve()), encoder_weights=weights, **options)
     for folder in incoming:
         unpack(folder, work)
@@ -119,7 +129,7 @@ def run_command(
         click.echo(f"not trained yet: {line}", err=True)
     for stage in _stages(settings, is_data_complete=not missing):
         left = deadline - time.monotonic()
-        if _is_done(stage, work):
+        if _is_done(stage, work) or not _is_ready(stage, work):
             continue
         if _failures(stage, work) >= TRIES:
             click.echo(f"{stage}: failed {TRIES} times, not tried again; see results.json", err=True)
@@ -138,8 +148,14 @@ def _stages(settings: Settings, is_data_complete: bool) -> list[str]:
     names = [Path(job).stem for job in settings.jobs]
     stages = ["environment", *(f"time-{name}" for name in names)]
     if is_data_complete:
-        stages += ["features", *(f"train-{name}" for name in names)]
+        stages += ["features", *(f"train-{name}" for name in names), *(f"bench-{name}" for name in names)]
     return stages
+
+
+def _is_ready(stage: str, work: Path) -> bool:
+    """What is measured must have been trained to its end."""
+    kind, _, name = stage.partition("-")
+    return kind != "bench" or _is_done(f"train-{name}", work)
 
 
 def _run_stage(stage: str, settings: Settings, work: Path, seconds: float) -> None:
@@ -202,6 +218,7 @@ def stage_command(name: str, settings: dict[str, Any]) -> None:
         "time": gpu_stages.time_job,
         "features": gpu_stages.features,
         "train": gpu_stages.train_job,
+        "bench": gpu_stages.bench_job,
     }
     began = time.monotonic()
     try:
@@ -256,6 +273,26 @@ def import_command(files: Sequence[Path], out: Path, data: tuple[str, ...]) -> N
 
     config = import_weights(files, out, [parse_data(item) for item in data])
     click.echo(f"{out}: {config.name}; export it with: captionlite export {out} --out BUNDLE")
+
+
+@main.command("import-results")
+@click.argument("results", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--out", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True, help="A folder.")
+def import_results_command(results: Path, out: Path) -> None:
+    """Write each benchmark in a results.json as a file of its own, as `captionlite bench compare` takes it."""
+    from captionlite.benchmarks.results import read_result, write_document
+
+    stages = json.loads(results.read_text())["stages"]
+    found = {name.partition("-")[2]: stage["result"] for name, stage in stages.items() if "result" in stage}
+    if not found:
+        raise click.ClickException(
+            f"{results}: no benchmark has been finished; it has {', '.join(stages) or 'nothing'}"
+        )
+    for name, result in found.items():
+        path = out / f"gpu-{name}.json"
+        write_document(path, result)
+        read_result(path)
+        click.echo(str(path))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ import keras
 
 from captionlite.benchmarks.gpu_pack import read_pack
 from captionlite.benchmarks.gpu_timing import caption_program, random_pixels, time_captions, time_training
+from captionlite.benchmarks.latency import FULL, Limits
+from captionlite.benchmarks.session import Plan, measure
+from captionlite.benchmarks.targets import gpu_target
 from captionlite.runtime.errors import CaptionliteError
 from captionlite.training.config import DataConfig, RunConfig, load_config
 from captionlite.training.data import load_data
@@ -24,7 +27,7 @@ from captionlite.training.encoders import IMAGENET, build_encoder, encoder_spec
 from captionlite.training.errors import ConfigError
 from captionlite.training.families import build_family
 from captionlite.training.files import write_text_atomically
-from captionlite.training.run import CONFIG, HISTORY
+from captionlite.training.run import BEST, CONFIG, HISTORY
 from captionlite.training.trainer import train
 from captionlite.training.vocabulary import END_ID, PAD_ID, START_ID, UNKNOWN_ID
 
@@ -166,6 +169,17 @@ def train_job(settings: Settings, job: str) -> dict[str, Any]:
     summary.pop("run")
     history = json.loads((run / HISTORY).read_text())
     return {"notes": notes, "precision": config.precision, **summary, "history": history}
+
+
+def bench_job(settings: Settings, job: str) -> dict[str, Any]:
+    """A trained preset measured as `captionlite bench run --target gpu` does; ``result`` is what that would write."""
+    run = Path(settings.work, "runs", job)
+    if not (run / BEST).exists():
+        return {"preset": job, "skipped": "not trained"}
+    limits = Limits(FULL.warm_up, settings.bench_captions, settings.bench_seconds)
+    target = gpu_target(str(run), settings.photos, settings.batches, limits, allow_cpu=True)
+    plan = Plan(limits, quick=False, cold_starts=0, command=("captionlite.benchmarks.gpu_job", "stage", f"bench-{job}"))
+    return {"preset": job, "result": measure(target, plan).to_json()}
 
 
 def _reason_to_skip(settings: Settings, config: RunConfig) -> str | None:

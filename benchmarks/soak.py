@@ -95,7 +95,7 @@ def plot(soaked: dict[str, Any], title: str, path: Path) -> None:
     latency.plot(minutes, soaked["p90_ms"], color="tab:orange", linewidth=1, label="p90")
     latency.plot(minutes, soaked["p50_ms"], color="tab:blue", linewidth=1.4, label="p50")
     latency.set_ylabel("whole caption, ms")
-    latency.set_ylim(bottom=0)
+    latency.set_ylim(0, 1.2 * max(soaked["p90_ms"]))  # with room for the legend
     for axes, values, unit, colour in (
         (heat, temperatures, "temperature, °C", "tab:red"),
         (speed, frequencies, "clock, MHz", "tab:green"),

@@ -136,9 +136,15 @@ def _ready(
     if target == "edge":
         return targets.edge_target(bundle, photos, limits, threads)
     assert run is not None
-    if target == "keras":
-        return targets.keras_target(run, photos, threads)
-    return targets.gpu_target(run, photos, batches or targets.GPU_BATCHES, limits, allow_cpu=allow_cpu)
+    try:
+        if target == "keras":
+            return targets.keras_target(run, photos, threads)
+        return targets.gpu_target(run, photos, batches or targets.GPU_BATCHES, limits, allow_cpu=allow_cpu)
+    except ModuleNotFoundError as error:
+        raise CaptionliteError(
+            f"--target {target} runs the Keras model and needs the module {error.name!r}. Install what trains as well: "
+            f"`pip install 'captionlite[bench,train]'`, and for JAX the package jax."
+        ) from error
 
 
 def _draw(result: Result, path: Path) -> None:

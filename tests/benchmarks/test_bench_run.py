@@ -381,6 +381,22 @@ def test_the_keras_and_gpu_targets_write_results(
     assert "do not see a GPU" in found.energy["unavailable"]
 
 
+def test_the_extra_that_a_target_needs_is_named(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "keras", None)
+    monkeypatch.setattr(keras_target, "keep_to_the_cpu", lambda: None)
+    done = CliRunner().invoke(cli, ["bench", "run", "--target", "keras", "--run", "x", "--photos", str(photos)])
+    assert done.exit_code == 1
+    assert "needs the module 'keras'" in done.stderr
+    assert "captionlite[bench,train]" in done.stderr
+
+
+def test_the_edge_target_needs_nothing_of_training() -> None:
+    code = "import sys, captionlite.benchmarks.commands.bench_run, captionlite.benchmarks.targets; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"keras", "tensorflow", "jax", "tokenizers", "safetensors", "matplotlib", "transformers"}
+    assert not {name.partition(".")[0] for name in done.stdout.split()} & heavy
+
+
 def test_a_gpu_that_is_there_needs_no_permission(
     run: Run, programs: KerasPrograms, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

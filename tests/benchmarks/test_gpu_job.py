@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawings import TINY_PRESET, write_drawings
+from click.testing import CliRunner
+from drawings import TINY_PRESET, draw, write_drawings
 from safetensors.numpy import load_file
 
-from captionlite.benchmarks.gpu_job import MAX_FILES, NOT_FINISHED
+from captionlite.benchmarks.gpu_job import MAX_FILES, NOT_FINISHED, main
 from captionlite.benchmarks.gpu_pack import pack, read_pack, unpack
 from captionlite.benchmarks.gpu_weights import import_weights, write_weights
+from captionlite.benchmarks.model_identity import describe_run
+from captionlite.benchmarks.results import read_result
 from captionlite.export.exporter import export_run
 from captionlite.export.recipes import recipe
 from captionlite.runtime.captioner import Captioner
@@ -82,15 +85,25 @@ def finished(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> P
         "4",
         "--tokens",
         "5",
+        "--photos",
+        "photos",
+        "--bench-captions",
+        "5",
+        "--bench-seconds",
+        "0",
     )
+    (root / "photos").mkdir()
+    for number, place in enumerate(("left", "right")):
+        draw("red", "circle", place).save(root / "photos" / f"{number}.png")
     first = job(root, "run", "--incoming", str(folders[0]), "--out", "out1", *options)
-    assert first["open"] == ["features", "train-tiny"]  # not all photographs are there
+    assert first["open"] == ["features", "train-tiny", "bench-tiny"]  # not all photographs are there
     rest = [argument for folder in folders[1:] for argument in ("--incoming", str(folder))]
     second = job(root, "run", *rest, "--out", "out2", "--budget-s", "0", *options)
-    assert second["open"] == ["features", "train-tiny"]  # no time
+    assert second["open"] == ["features", "train-tiny", "bench-tiny"]  # no time
 
     settings = {"work": str(root / "work"), "jobs": ["tiny.json"], "overrides": [], "encoder_weights": {}}
     settings |= {"albert": None, "batches": [1], "repeats": 1, "seconds": 1, "tokens": 5}
+    settings |= {"photos": [], "bench_captions": 1, "bench_seconds": 0}
     stage = [sys.executable, "-m", "captionlite.benchmarks.gpu_job", "stage", "train-tiny", json.dumps(settings)]
     process = subprocess.Popen(stage, env=environment(root), cwd=root, stdout=subprocess.DEVNULL)
     try:
@@ -148,7 +161,7 @@ def test_only_python_and_weights_of_packages_travel(folders: list[Path]) -> None
 
 def test_a_job_in_three_calls_measures_trains_and_never_imports_tensorflow(finished: Path) -> None:
     results = json.loads((finished / "out3/results.json").read_text())
-    assert results["stages"].keys() == {"environment", "time-tiny", "features", "train-tiny"}
+    assert results["stages"].keys() == {"environment", "time-tiny", "features", "train-tiny", "bench-tiny"}
     assert results["unfinished"] == {}
     assert not any(stage["tensorflow_imported"] for stage in results["stages"].values())
     assert not (finished / "tensorflow-was-imported").exists()
@@ -170,6 +183,32 @@ def test_a_job_in_three_calls_measures_trains_and_never_imports_tensorflow(finis
     assert [record["epoch"] for record in trained["history"]] == list(range(1, EPOCHS + 1))
     assert trained["history"][-1]["train"]["loss"] < trained["history"][0]["train"]["loss"]
     assert len(list((finished / "out3").iterdir())) <= MAX_FILES
+
+
+def test_what_was_trained_is_measured_and_comes_home_as_a_result(
+    finished: Path, drawings: Path, tmp_path: Path
+) -> None:
+    """Whose model is the one that the imported weights are, so that its bundle's result may be compared."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    done = CliRunner().invoke(main, ["import-results", str(finished / "out3/results.json"), "--out", str(folder)])
+    assert done.exit_code == 0, done.output
+    result = read_result(folder / "gpu-tiny.json")
+    assert (result.target, result.complete, result.photographs.count) == ("gpu", True, 2)
+    assert result.protocol.captions == len(result.samples.whole_ms) == 5
+    assert result.batch is not None
+    assert [record["batch"] for record in result.batch["batches"]] == [1, 3]
+    assert result.machine["accelerator"]["backend"] == "jax"
+    assert "measured on the cpu because of --allow-cpu" in result.notes[0]
+    import_weights([finished / "out3/tiny.safetensors"], tmp_path / "run", [DataConfig(f"jsonl:{drawings}")])
+    assert describe_run(load_run(tmp_path / "run")).id == result.model.id
+
+
+def test_results_without_a_benchmark_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"version": 1, "stages": {"environment": {}}}')
+    done = CliRunner().invoke(main, ["import-results", str(tmp_path / "results.json"), "--out", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "no benchmark has been finished; it has environment" in done.output
 
 
 def test_weights_come_home_as_a_run_that_exports(finished: Path, drawings: Path, tmp_path: Path) -> None:
