@@ -20,6 +20,7 @@ from captionlite.export.tflite_file import check_ops, is_quantized
 from captionlite.runtime.bundle import Bundle, write_bundle
 from captionlite.runtime.captioner import Captioner
 from captionlite.runtime.manifest import FORMAT, GoldenSpec, Manifest
+from captionlite.runtime.selfcheck import proven_here
 from captionlite.runtime.verify import read_golden
 
 PARITY_PHOTOGRAPHS = 20  # for calibration as well, beside those of the golden vectors
@@ -59,7 +60,7 @@ def quantize_bundle(
         raise ExportError(f"{out}: exists already; give --force to replace it, or another --out")
     manifest = bundle.manifest
     contents = {graph: bundle.read(spec.file) for graph, spec in manifest.graphs.items()}
-    _require_float32(bundle, contents)
+    require_float32(bundle)
     if not any(chosen.graph(graph).rules for graph in contents):
         raise ExportError(f"recipe {chosen.name}: it quantizes nothing, and the bundle is float32 already")
     require_photographs(chosen, list(contents), photographs is not None, "--calibrate FOLDER")
@@ -91,10 +92,10 @@ def quantize_bundle(
     return QuantizeResult(out, before, sizes, ops, parity)
 
 
-def _require_float32(bundle: Bundle, contents: dict[str, bytes]) -> None:
-    for graph, content in contents.items():
-        if is_quantized(content):
-            spec = bundle.manifest.graphs[graph]
+def require_float32(bundle: Bundle) -> None:
+    """Raises ExportError when a graph is quantized, or when the manifest lacks what the model card states."""
+    for spec in bundle.manifest.graphs.values():
+        if is_quantized(bundle.read(spec.file)):
             raise ExportError(
                 f"{bundle.location}/{spec.file}: quantized already (recipe {spec.recipe}), expected float32; make a "
                 "float32 bundle of the run first: captionlite export RUN --recipe float32"
@@ -128,6 +129,7 @@ def _manifest(bundle: Bundle, chosen: Recipe, name: str | None, calibrated: dict
         graphs={graph: dataclasses.replace(spec, recipe=chosen.name) for graph, spec in old.graphs.items()},
         decoding=dataclasses.replace(old.decoding, confidence=None),
         golden=GoldenSpec(old.golden.file, chosen.tolerance),
+        proven=proven_here(),
         provenance=provenance,
         scores={},
     )

@@ -41,7 +41,8 @@ def graph_latencies(
     same neighbour's cold cache. The decoder is fed its own tokens and states, as in use; a step is a greedy caption's
     time by its tokens, with the loop around the graph. A first round warms up and is not counted. Threads are those
     that the captioners were made with: one for figures that another load disturbs least. Medians over rounds and
-    photographs; seconds come from ``clock``.
+    photographs. Seconds come from ``clock``; captioners of one thread can be timed by `time.thread_time`, which stands
+    still while other processes have the core.
     """
     names = list(captioners)
     encoder: dict[str, list[float]] = {name: [] for name in names}

@@ -44,31 +44,49 @@ def quantize_graphs(
     return quantized
 
 
-def quantize(content: bytes, recipe: GraphRecipe, samples: Samples | None, where: str) -> bytes:
+def quantize(
+    content: bytes,
+    recipe: GraphRecipe,
+    samples: Samples | None,
+    where: str,
+    *,
+    known: dict[str, Any] | None = None,
+    tried: bool = True,
+) -> bytes:
     """A float32 file with the recipe's rules laid over it; inputs and outputs of the graph keep their types.
 
-    ``samples`` gives the inputs to calibrate on. ``where`` names the graph in errors. Raises ExportError when a regular
-    expression finds nothing, when samples are wanted and there are none, when litert-quantizer refuses, or when the
-    interpreter cannot run the result.
+    ``samples`` gives the inputs to calibrate on. For those who lay many recipes over one file: ``known`` is what
+    `every_range` found on them; without ``tried`` the result is not run once before it is returned. ``where`` names the
+    graph in errors. Raises ExportError when a regular expression finds nothing, when samples are wanted and there are
+    none, when litert-quantizer refuses, or when the interpreter cannot run the result.
     """
     if not recipe.rules:
         return content
     ops = read_ops(content)
     _check_names(recipe, ops, where)
-    if recipe.needs_calibration and samples is None:
+    if recipe.needs_calibration and samples is None and known is None:
         raise ExportError(f"{where}: this recipe needs photographs to calibrate on")
     rules = list(recipe.rules)
     with _quiet():
         try:
-            fed = samples() if recipe.needs_calibration and samples else _zeros(content)
-            ranges = _calibrate(content, rules, recipe.ranges, fed)
+            if known is not None and recipe.needs_calibration:
+                ranges: dict[str, Any] | None = known
+            else:
+                fed = samples() if recipe.needs_calibration and samples else _zeros(content)
+                ranges = _calibrate(content, rules, recipe.ranges, fed)
             rules += _exceptions(content, rules, ops, ranges or {})
             quantized = bytes(_quantizer(content, rules).quantize(ranges).quantized_model)
         except (ValueError, RuntimeError, NotImplementedError, KeyError) as error:
             raise ExportError(f"{where}: litert-quantizer refused the recipe: {_first_line(error)}") from error
-    if any(rule.mode.startswith("static_") for rule in rules):
+    if tried and any(rule.mode.startswith("static_") for rule in rules):
         _try(quantized, where)
     return quantized
+
+
+def every_range(content: bytes, ranges: Ranges, samples: Iterable[dict[str, np.ndarray]]) -> dict[str, Any]:
+    """The ranges of all tensors, those that any recipe's calibration on these samples would find: by tensor name."""
+    with _quiet():
+        return _calibrate(content, [Override("static_wi8_ai8")], ranges, samples) or {}
 
 
 def check_override(rule: Override, where: str) -> None:

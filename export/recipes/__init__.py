@@ -156,6 +156,12 @@ def recipe(name_or_path: str) -> Recipe:
         text = (importlib.resources.files("captionlite.export.recipes") / f"{name_or_path}.json").read_text()
         return _read(text, name_or_path, f"{name_or_path}.json")
     path = Path(name_or_path)
+    if name_or_path == "auto" and not path.is_file():
+        raise ExportError(
+            "recipe auto: is not there to be read but found by a search, over a float32 bundle: captionlite export RUN "
+            "--recipe float32 --out FLOAT, then captionlite quantize FLOAT --recipe auto --calibrate DATA --data DATA "
+            "--out BUNDLE"
+        )
     if not path.is_file():
         there = ", ".join(recipe_names())
         raise ExportError(f"recipe {name_or_path!r}: neither a file nor a recipe of captionlite; there are {there}")
