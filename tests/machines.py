@@ -38,7 +38,7 @@ PI = {
     "proc/loadavg": "0.52 0.58 0.59 1/389 12345",
     "proc/meminfo": "MemTotal:        3884380 kB\nMemFree:          200000 kB",
 }
-PI_FIRMWARE = {"measure_temp": "temp=47.9'C", "get_throttled": "throttled=0x50005"}
+PI_FIRMWARE = {"measure_temp": "temp=47.9'C", "get_throttled": "throttled=0x50004"}
 PMIC = """   3V3_SYS_A current(1)=0.10000000A
    EXT5V_V volt(24)=5.10000000V
      VDD_CORE_A current(7)=2.00000000A

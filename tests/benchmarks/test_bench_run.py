@@ -21,6 +21,7 @@ from PIL import Image
 from untrained import untrained
 
 from captionlite.benchmarks import keras_target, targets
+from captionlite.benchmarks.commands import bench as bench_group
 from captionlite.benchmarks.commands import bench_run
 from captionlite.benchmarks.edge_target import WatchedCaptioner, edge_subject
 from captionlite.benchmarks.keras_target import KerasPrograms, describe_device
@@ -30,7 +31,7 @@ from captionlite.benchmarks.session import Plan, measure
 from captionlite.benchmarks.targets import edge_target, gpu_target
 from captionlite.runtime import captioner as captioner_module
 from captionlite.runtime.captioner import Captioner
-from captionlite.runtime.cli import cli
+from captionlite.runtime.cli import LazyCommand, cli
 from captionlite.training import run as run_module
 from captionlite.training.run import Run
 
@@ -62,6 +63,22 @@ def bench(bundle: Path, photos: Path) -> Callable[..., Result]:
 
 
 FEW = ("--captions", "7", "--seconds", "0", "--cold-starts", "0")
+
+
+def test_the_group_lists_commands_without_importing_them_and_only_those_that_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    code = "from captionlite.runtime.cli import cli; cli.main(['bench', '--help'], standalone_mode=False)"
+    code += "; import sys; print('loaded:', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    told, loaded = done.stdout.split("loaded:")
+    assert "Measure captions on this machine." in told
+    assert not {"captionlite.benchmarks.commands.bench_run", "numpy", "rich"} & set(loaded.split())
+    nowhere = LazyCommand("captionlite.benchmarks.commands.bench_nowhere", "Never.", "bench")
+    monkeypatch.setitem(bench_group.COMMANDS, "nowhere", nowhere)
+    assert "Never." not in CliRunner().invoke(cli, ["bench", "--help"]).stdout
+    refused = CliRunner().invoke(cli, ["bench", "nowhere"])
+    assert (refused.exit_code, "No such command" in refused.stderr) == (2, True)
 
 
 def test_a_result_has_what_was_asked_for_and_says_of_what(

@@ -21,7 +21,7 @@ def test_a_raspberry_pi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert found["frequencies_mhz"][2] == {"current": 1700.0, "min": 600.0, "max": 1800.0}
     assert found["temperature_c"] == 48.312
     assert found["thermal_zones_c"] == {"gpu-thermal": 61.0, "cpu-thermal": 48.312}
-    assert found["throttled"] == {"flags": "0x50005", "now": ["under-voltage", "throttled"]}
+    assert found["throttled"] == {"flags": "0x50004", "now": ["throttled"]}  # and under-voltage before
     assert found["memory_total_bytes"] == 3884380 * 1024
     assert found["load_average"] == {"before": [0.52, 0.58, 0.59], "after": None}
     assert read_state(root).frequency_mhz == 1650.0
@@ -29,7 +29,7 @@ def test_a_raspberry_pi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     after = finish(found, root)
     assert after["load_average"] == {"before": [0.52, 0.58, 0.59], "after": [1.9, 0.7, 0.6]}
     assert (after["temperature_c"], after["temperature_after_c"]) == (48.312, 80.0)
-    assert after["throttled_after"] == "0x50005"
+    assert after["throttled_after"] == "0x50004"
 
 
 def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
@@ -80,6 +80,7 @@ def test_a_firmware_that_fails_or_hangs_tells_nothing(tmp_path: Path, monkeypatc
         ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "150000 100000"}, 1.5),
         ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "max 100000"}, None),
         ({"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/b/cpu.max": "max 1", "sys/fs/cgroup/a/cpu.max": "5 10"}, 0.5),
+        ({"proc/self/cgroup": "0::/a", "sys/fs/cgroup/a/cpu.max": "30 10", "sys/fs/cgroup/cpu.max": "20 10"}, 2.0),
         (
             {
                 "proc/self/cgroup": "4:memory:/x\n2:cpu,cpuacct:/docker/1",
