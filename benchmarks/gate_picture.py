@@ -105,6 +105,7 @@ def _difference(axes: Any, found: Measured, bar: Bar) -> None:
     asked = (bar.min_cider_ratio - 1) * pair.reference
     axes.axvline(asked, color=RED, linestyle="--", label=f"asked for: {percent(bar.min_cider_ratio)}, {asked:+.4f}")
     axes.set(xlabel="CIDEr, bundle less reference", ylabel="resamples", title="CIDEr difference")
+    axes.locator_params(axis="x", nbins=6)
     axes.legend(fontsize="small")
 
 
@@ -120,5 +121,5 @@ def _words(axes: Any, found: Measured, verdict: Verdict, about: dict[str, str]) 
         "",
         *(f"! {line}" for line in (*verdict.problems, *verdict.warnings)),
     ]
-    wrapped = [part for line in lines for part in (textwrap.wrap(line, 62) or [""])]
+    wrapped = [part for line in lines for part in (textwrap.wrap(line, 60) or [""])]
     axes.text(0, 1, "\n".join(wrapped[:30]), va="top", family="monospace", fontsize=9, transform=axes.transAxes)

@@ -24,8 +24,15 @@ _BROKEN = "a graph is broken, or the reference is another model"
 class Floors:
     """What holds whatever the captions score: below these a graph is broken, not merely coarse.
 
-    Measured with the default model on Flickr8k's test photographs, the least of any encoder output: see the table in
-    the package's README.
+    The default model on Flickr8k's 1,000 test photographs, the worst of its encoder outputs, in int8, full-int8, int4,
+    weight-only int8 and int8 with float first blocks: mean cosine .984 or more, one photograph's .88, SNR 14.9 dB,
+    relative RMS error of the logits .11 or less (an SNR of 19 dB), likeliest token the same at 92 % of the steps. Of
+    its int8 broken on purpose: a convolution's scale doubled, cosine .41; zeroed, .01; the scale of the output layer
+    doubled, relative RMS error 1.32; a cross-attention zeroed, likeliest token 80 %; cross keys and values swapped,
+    75 %.
+
+    Not everything shows: a head of attention zeroed or a feed-forward layer 10 % too loud costs no more than int4 does,
+    and is up to CIDEr.
     """
 
     mean_cosine: float = 0.95
