@@ -84,7 +84,8 @@ def verify(bundle: Bundle, threads: int | None = None) -> VerifyReport:
     """Run every golden photograph through the bundle here, the logits with this machine's own encoder outputs.
 
     Greedy tokens must be equal, except where the golden logits themselves were nearly tied: at the first difference
-    their two greatest lie closer than the tolerance times their RMS. Raises BundleError, InterpreterError.
+    their two greatest lie closer than the tolerance times the RMS of all around their mean. Raises BundleError,
+    InterpreterError.
     """
     golden = read_golden(bundle)
     captioner = Captioner(bundle, threads)
@@ -117,12 +118,12 @@ def compare_tensors(captioner: Captioner, golden: Golden) -> tuple[TensorCheck, 
     }
     logits = [_logits_along(captioner, *pair) for pair in zip(encoded, golden.tokens, strict=True)]
     sides["logits"] = (
-        _allowed(np.concatenate(logits), manifest),
-        _allowed(golden.logits[golden.tokens >= 0], manifest),
+        _comparable(np.concatenate(logits), manifest),
+        _comparable(golden.logits[golden.tokens >= 0], manifest),
     )
     if golden.refine is not None:
         refined = np.stack([_refined(captioner, *pair) for pair in zip(encoded, golden.tokens, strict=True)])
-        sides["refine"] = (_allowed(refined, manifest), _allowed(golden.refine, manifest))
+        sides["refine"] = (_comparable(refined, manifest), _comparable(golden.refine, manifest))
     return tuple(_check(name, *pair, manifest.golden.tolerance) for name, pair in sides.items())
 
 
@@ -227,11 +228,17 @@ def _nearly_tied(tokens: list[int], expected: list[int], logits: _Array, manifes
     first = next(differing, None)
     if first is None:  # one is the beginning of the other: the loop ended where it should not, or the reverse
         return False
-    allowed = _allowed(logits[first], manifest)
-    second, top = np.sort(allowed)[-2:]
-    return bool(top - second < manifest.golden.tolerance * _rms(allowed))
+    deciding = _comparable(logits[first], manifest)
+    second, top = np.sort(deciding)[-2:]
+    return bool(top - second < manifest.golden.tolerance * _rms(deciding))
 
 
-def _allowed(logits: _Array, manifest: Manifest) -> _Array:
-    """Logits (..., V) of the words that may be said: banned ones can hold -1e4, and an RMS would be theirs alone."""
-    return np.delete(logits, manifest.decoding.suppressed_ids, axis=-1)
+def _comparable(logits: _Array, manifest: Manifest) -> _Array:
+    """What of logits (..., V) decides: without banned words, which can hold -1e4, and less each row's mean.
+
+    An RMS with the banned words would be theirs alone; the mean of a row, often ten times what parts its words, changes
+    no probability.
+    """
+    allowed = np.delete(logits, manifest.decoding.suppressed_ids, axis=-1)
+    centred: _Array = allowed - allowed.mean(axis=-1, keepdims=True)
+    return centred
