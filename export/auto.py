@@ -9,7 +9,6 @@ recipes made by hand, so that the answer is never worse than one of those. What 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 from captionlite.export import pareto
 from captionlite.export.bundle_quantizer import require_float32
 from captionlite.export.calibration import Photographs
+from captionlite.export.dev_set import DevSet, require_disjoint
 from captionlite.export.errors import ExportError
 from captionlite.export.latency import ROUNDS, Latency, graph_latencies
 from captionlite.export.op_groups import Group
@@ -34,18 +34,13 @@ from captionlite.export.sensitivity import BASE, FLOAT32, Assignment, Damage, Re
 from captionlite.runtime.bundle import Bundle
 from captionlite.runtime.captioner import Captioner
 from captionlite.runtime.decoding import Caption
-from captionlite.runtime.errors import ImageError
 from captionlite.runtime.files import write_bytes_atomically
-from captionlite.runtime.image import load_image
 from captionlite.runtime.interpreter import without_chatter
-from captionlite.training.datasets import load_dataset
-from captionlite.training.datasets.photos import Photo
 from captionlite.training.progress import Progress, silent
 from captionlite.training.scoring import score_hypotheses
 
 AUTO = "auto"
 BUILT_IN = ("float32", "float16", "int8", "full-int8", "weight-only-int8", "int4")
-SCORED_PHOTOGRAPHS = 1000
 DAMAGE_PHOTOGRAPHS = 100
 TIMED_PHOTOGRAPHS = 4
 SPREAD_POINTS, NEIGHBOURS = 9, 4  # combinations that are scored: over the whole walk, then around the best of them
@@ -67,58 +62,6 @@ def undisturbed(
 
 class BudgetError(ExportError):
     """No recipe meets the budgets; the message names the one that comes nearest."""
-
-
-@dataclasses.dataclass(frozen=True)
-class DevSet:
-    """Photographs with captions that a search is judged by. ``sha256``: of photographs and captions, in their order."""
-
-    name: str
-    photographs: tuple[np.ndarray, ...]  # uint8 (H, W, 3)
-    references: tuple[tuple[str, ...], ...]
-    hashes: frozenset[str]  # of the photographs' files
-    sha256: str
-    unreadable: int = 0
-
-    @classmethod
-    def load(cls, spec: str, split: str, bundle: Bundle, seed: int = 0) -> DevSet:
-        """A split of a data set, or a seeded sample of `SCORED_PHOTOGRAPHS` of it.
-
-        Raises ExportError for the test split: what a recipe was chosen by cannot say how good the chosen one is.
-        """
-        if split.casefold().startswith("test"):
-            raise ExportError(
-                f"--split {split}: a search chooses by the captions of this split, so its scores are no longer a test. "
-                "Give --split dev, and score the chosen bundle on the test split once, with `captionlite evaluate`"
-            )
-        dataset = load_dataset(spec)
-        examples = dataset.split(split)
-        order = np.random.default_rng(seed).permutation(len(examples))[:SCORED_PHOTOGRAPHS]
-        photographs, references, hashes, unreadable = [], [], [], 0
-        total = hashlib.sha256()
-        for i in order:
-            example = examples[int(i)]
-            try:
-                data = example.image.read_bytes()
-                photographs.append(load_image(data, bundle.manifest.image))
-            except (ImageError, OSError):
-                unreadable += 1
-                continue
-            references.append(example.captions)
-            hashes.append(hashlib.sha256(data).hexdigest())
-            total.update(json.dumps([example.id, hashes[-1], example.captions]).encode())
-        if len(photographs) < 2:
-            raise ExportError(
-                f"{dataset.name} {split}: {len(photographs)} photographs can be read, expected 100 or more"
-            )
-        return cls(
-            f"{dataset.name} {split}",
-            tuple(photographs),
-            tuple(references),
-            frozenset(hashes),
-            total.hexdigest(),
-            unreadable,
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +99,7 @@ def search(
     """
     started = perf_counter()
     require_float32(bundle)
-    _require_disjoint(calibration.photos, dev)
+    require_disjoint(calibration.photos, dev)
     table = Table(folder, _inputs(bundle, calibration, dev, seed))
     if table.trials or table.points:
         report(f"going on from {folder}: {len(table.trials)} trials and {len(table.points)} points are there")
@@ -368,16 +311,6 @@ def _short(assignment: Assignment, groups: Mapping[str, Group]) -> str:
             f"{level} " + (" ".join(named) if len(named) <= 4 else f"{' '.join(named[:3])} and {len(named) - 3}")
         )
     return "int8 but " + "; ".join(said) if said else "int8 throughout"
-
-
-def _require_disjoint(calibration: Sequence[Photo], dev: DevSet) -> None:
-    both = [photo.name for photo in calibration if hashlib.sha256(photo.read_bytes()).hexdigest() in dev.hashes]
-    if both:
-        raise ExportError(
-            f"{len(both)} photographs ({', '.join(both[:3])}, ...) are to calibrate and are in {dev.name} as well, "
-            "expected none: a recipe must not be judged on what its ranges were fitted to; give --calibrate training "
-            "photographs"
-        )
 
 
 def _inputs(bundle: Bundle, calibration: Photographs, dev: DevSet, seed: int) -> dict[str, object]:

@@ -122,7 +122,8 @@ def _found(
     seed: int,
 ) -> Recipe:
     """The recipe that the search ends with; exit code 3 when nothing meets the budgets."""
-    from captionlite.export.auto import BudgetError, DevSet, search
+    from captionlite.export.auto import BudgetError, search
+    from captionlite.export.dev_set import DevSet
     from captionlite.export.pareto import Budget
     from captionlite.training.progress import progress
 

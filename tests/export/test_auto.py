@@ -20,10 +20,11 @@ if keras.backend.backend() != "tensorflow":
     pytest.skip("TensorFlow converts; KERAS_BACKEND is another", allow_module_level=True)
 
 from captionlite.export import quantization
-from captionlite.export.auto import BUILT_IN, BudgetError, DevSet, Found, search
+from captionlite.export.auto import BUILT_IN, BudgetError, Found, search
 from captionlite.export.bundle_quantizer import quantize_bundle
 from captionlite.export.calibration import Photographs
 from captionlite.export.convert import convert
+from captionlite.export.dev_set import DevSet
 from captionlite.export.errors import ExportError
 from captionlite.export.exporter import export_run
 from captionlite.export.graphs import DecoderGraph
