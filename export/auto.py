@@ -43,7 +43,10 @@ AUTO = "auto"
 BUILT_IN = ("float32", "float16", "int8", "full-int8", "weight-only-int8", "int4")
 DAMAGE_PHOTOGRAPHS = 100
 TIMED_PHOTOGRAPHS = 4
-SPREAD_POINTS, NEIGHBOURS = 9, 4  # combinations that are scored: over the whole walk, then around the best of them
+SPREAD_POINTS, CHEAPER_POINTS = (
+    7,
+    6,
+)  # combinations that are scored: over the whole walk, then to beat the choice so far
 POINT_WORK = 6  # of progress: a scored point takes about as long as so many trials
 NOISE = 0.01  # of a caption's time: less than that is not told from nothing in a trial
 # Integers that are made while captioning differ between CPUs with and without int8 dot products, as in `int8`.
@@ -110,7 +113,7 @@ def search(
         searching = _Search(workshop, dev, table, latencies, report)
         with progress(searching.work(), "searching", searching.work_done()) as advance:
             points = searching.run(budget, advance)
-    chosen = pareto.choose([point for point in points if point.name != FLOAT32], budget)
+    chosen = pareto.choose(points[1:], budget, points[0])  # float32 is what all are held against
     table.write_markdown(points, chosen, budget)
     draw(points, chosen, budget, folder / PLOT)
     report(f"{len(points)} points in {folder / MARKDOWN}, drawn in {folder / PLOT}")
@@ -141,30 +144,38 @@ class _Search:
     def work(self) -> int:
         """Units of progress, one a trial."""
         trials = sum(len(levels(group)) - 1 for group in self._groups.values())
-        return trials + POINT_WORK * (len(BUILT_IN) + SPREAD_POINTS + NEIGHBOURS)
+        return trials + POINT_WORK * (len(BUILT_IN) + 1 + SPREAD_POINTS + CHEAPER_POINTS)
 
     def work_done(self) -> int:
         return min(self.work(), len(self._table.trials) + POINT_WORK * len(self._table.points))
 
     def run(self, budget: Budget, advance: Callable[[int], None]) -> list[Point]:
-        """All points of this search, the built-in ones first."""
+        """All points of this search, float32 and the other built-in ones first."""
         self._advance = advance
         points = [point for name in BUILT_IN if (point := self._built_in(name)) is not None]
         for group in self._groups.values():
             self._trials(group)
-        whole = (float(points[0].size_bytes), points[0].whole_ms)
         options = self._options()
-        states = [state for weights in pareto.WALKS for state in pareto.walk(options, weights, whole)]
+        base = self._combination(self._base())
+        float32 = (float(points[0].size_bytes), points[0].whole_ms)
+        states = [state for weights in pareto.WALKS for state in pareto.walk(options, weights, float32)]
+        # Times were taken around the base; sums of them are true there, and not as far away as float32.
+        around = sum(
+            o.milliseconds for key, found in options.items() for o in found if self._base().get(key) == o.level
+        )
+        whole = (float32[0], base.whole_ms - around)
         states = pareto.promising(states, whole, budget)
         scored: dict[State, Point] = {}
         for state in pareto.spread(states, SPREAD_POINTS):
-            scored[state] = self._combination(state)
-        for _ in range(NEIGHBOURS):
-            following = _neighbour(states, scored, budget)
+            scored[state] = self._combination(dict(state.assignment))
+        for _ in range(CHEAPER_POINTS):
+            chosen = pareto.choose([*points[1:], base, *scored.values()], budget, points[0])
+            following = pareto.cheaper([state for state in states if state not in scored], whole, chosen)
             if following is None:
                 break
-            scored[following] = self._combination(following)
-        distinct = {point.key: point for point in [*scored.values(), *points]}  # a built-in one keeps its name
+            scored[following] = self._combination(dict(following.assignment))
+        distinct = {point.key: point for point in [*points, base, *scored.values()]}
+        distinct |= {point.key: point for point in points}  # a built-in one keeps its name
         self._report(f"{len(states)} combinations look promising, {len(scored)} of them were scored")
         return list(distinct.values())
 
@@ -177,8 +188,7 @@ class _Search:
             self._report(f"{name} is left out: {error}")
             return None
 
-    def _combination(self, state: State) -> Point:
-        assignment = dict(state.assignment)
+    def _combination(self, assignment: Assignment) -> Point:
         made = self._workshop.recipe(AUTO, "", assignment, _tolerance(assignment))
         return self._point(made, _short(assignment, self._groups))
 
@@ -281,16 +291,6 @@ class _Search:
                 option = Option(row.level, float(row.size_bytes), row.milliseconds or 0.0, max(row.divergence, 0.0))
                 found[row.group].append(option)
         return found
-
-
-def _neighbour(states: Sequence[State], scored: Mapping[State, Point], budget: Budget) -> State | None:
-    """An unscored state next to the scored one that would be chosen now: first the less damaged, then the more."""
-    chosen = pareto.choose(list(scored.values()), budget) if scored else None
-    if chosen is None:
-        return next((state for state in states if state not in scored), None)
-    at = next(i for i, state in enumerate(states) if state in scored and scored[state].key == chosen.key)
-    nearest = sorted((i for i, state in enumerate(states) if state not in scored), key=lambda i: (abs(i - at), i))
-    return states[nearest[0]] if nearest else None
 
 
 def _tolerance(assignment: Assignment) -> float:

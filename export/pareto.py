@@ -64,6 +64,11 @@ class Point:
     def cider(self) -> float:
         return float(np.mean(self.ciders))
 
+    @property
+    def product(self) -> float:
+        """Bytes times milliseconds: what a point costs, in one figure that weighs both by their ratios."""
+        return self.size_bytes * self.whole_ms
+
     def dominates(self, other: Point) -> bool:
         """As good in everything, and better in something."""
         mine = (self.size_bytes, self.whole_ms, -self.cider)
@@ -176,25 +181,41 @@ def spread(states: Sequence[State], count: int) -> list[State]:
     return [states[i] for i in sorted(found)]
 
 
+def cheaper(states: Sequence[State], whole: tuple[float, float], chosen: Point | None) -> State | None:
+    """What to score next: of the states predicted to cost less than ``chosen`` the one that damages least.
+
+    With nothing chosen yet, the cheapest. None when there is no such state.
+    """
+
+    def product(state: State) -> float:
+        return (whole[0] + state.size_bytes) * (whole[1] + state.milliseconds)
+
+    if chosen is None:
+        return min(states, key=product, default=None)
+    less = [state for state in states if product(state) < chosen.product]
+    return min(less, key=lambda state: (state.divergence, product(state)), default=None)
+
+
 def front(points: Sequence[Point]) -> list[Point]:
     """Those that no other one dominates, the smallest first."""
     found = [point for point in points if not any(other.dominates(point) for other in points)]
     return sorted(found, key=lambda point: (point.size_bytes, point.whole_ms, point.name))
 
 
-def choose(points: Sequence[Point], budget: Budget) -> Point | None:
+def choose(points: Sequence[Point], budget: Budget, float32: Point) -> Point | None:
     """Of the points that meet the budget the best, or a cheaper one that is not measurably worse; None if none does.
 
     Not measurably worse: its captions' mean CIDEr is within one standard error of the paired differences (the
-    one-standard-error rule of Breiman et al. 1984: the best of many noisy figures is in part luck). Cheaper: least in
-    bytes times milliseconds.
+    one-standard-error rule of Breiman et al. 1984: the best of many noisy figures is in part luck). For the same reason
+    nothing counts for more than ``float32``, of which all are roundings. Cheaper: least in bytes times milliseconds. So
+    no point that meets the budget dominates the answer.
     """
     meeting = [point for point in points if not budget.excess(point)]
     if not meeting:
         return None
-    best = max(meeting, key=lambda point: (point.cider, -point.size_bytes, point.name))
+    best = min([max(meeting, key=lambda point: point.cider), float32], key=lambda point: point.cider)
     tied = [point for point in meeting if best.cider - point.cider <= STANDARD_ERRORS * paired_error(best, point)]
-    return min(tied, key=lambda point: (point.size_bytes * point.whole_ms, point.name))
+    return min(tied, key=lambda point: (point.product, -point.cider, point.name))
 
 
 def paired_error(one: Point, other: Point) -> float:

@@ -30,7 +30,7 @@ from captionlite.export.exporter import export_run
 from captionlite.export.graphs import DecoderGraph
 from captionlite.export.latency import Latency, graph_latencies
 from captionlite.export.op_groups import JOINING, WEIGHTED, expression, find_groups, quantizable
-from captionlite.export.pareto import Budget, Option, Point, choose, front, nearest, promising, spread, walk
+from captionlite.export.pareto import Budget, Option, Point, cheaper, choose, front, nearest, promising, spread, walk
 from captionlite.export.recipes import recipe
 from captionlite.export.search_table import MARKDOWN, PLOT, RECIPE, TABLE
 from captionlite.export.sensitivity import FLOAT32, LEVELS, Reference, Workshop, graph_recipe, levels
@@ -372,6 +372,10 @@ def test_the_walk_repairs_most_for_what_it_costs() -> None:
     assert [round(state.divergence, 9) for state in walked] == [0.9, 0.4, 0.1, 0.0]
     assert promising([*walked, *walked], (10_000.0, 10.0), Budget(megabytes=0.0069))[0] == walked[1]
     assert len(spread(walked, 3)) == 3
+    chosen = point("chosen", 7200, 10.0, [0.5])
+    assert cheaper(walked, (10_000.0, 10.0), chosen) == walked[2]  # 7,000 bytes; the last, float32, has 10,000
+    assert cheaper(walked[:2], (10_000.0, 10.0), None) == walked[0]
+    assert cheaper(walked[3:], (10_000.0, 10.0), chosen) is None
     assert {walked[0], walked[-1]} < set(spread(sorted(walked, key=lambda s: s.divergence), 3))
 
 
@@ -383,11 +387,15 @@ def test_what_is_not_measurably_worse_and_cheaper_is_chosen() -> None:
     best = point("best", 900, 9.0, truth)
     tied = point("tied", 500, 5.0, truth + noise - 0.001)  # one standard error is 0.005
     worse = point("worse", 300, 3.0, truth + noise - 0.05)
-    assert choose([best, tied, worse], Budget()) == tied
-    assert choose([best, worse], Budget()) == best
-    assert choose([best, tied, worse], Budget(megabytes=0.0004)) == worse
-    assert choose([best, tied, worse], Budget(milliseconds=4)) == worse
-    assert choose([best, tied, worse], Budget(milliseconds=4, min_cider=0.49)) is None
+    whole = point("float32", 4000, 20.0, truth)
+    assert choose([best, tied, worse], Budget(), whole) == tied
+    assert choose([best, worse], Budget(), whole) == best
+    assert choose([best, tied, worse], Budget(megabytes=0.0004), whole) == worse
+    assert choose([best, tied, worse], Budget(milliseconds=4), whole) == worse
+    assert choose([best, tied, worse], Budget(milliseconds=4, min_cider=0.49), whole) is None
+    lucky = point("lucky", 800, 8.0, truth + noise + 0.05)  # better than what it is a rounding of
+    assert choose([lucky, tied, worse], Budget(), whole) == tied
+    assert choose([lucky, worse], Budget(), point("float32", 4000, 20.0, truth + 0.1)) == lucky
     assert nearest([best, tied, worse], Budget(milliseconds=4.9, min_cider=0.47)) == tied
     assert front([best, tied, worse, point("lost", 901, 9.0, truth - 0.1)]) == [worse, tied, best]
 
