@@ -7,6 +7,7 @@ captionlite's own loop in that round, so that other work on the machine, which c
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -178,12 +179,17 @@ def _check_all(task: Task, made: Sequence[tuple[Entry, Peer | None]], progress: 
 
 
 def _time(made: list[tuple[Entry, Peer]], task: Task, rounds: int, progress: Progress) -> None:
-    with progress(rounds * len(made), "timing in turns") as advance:
-        for number in range(rounds):
-            for place in range(len(made)):
-                entry, peer = made[(number + place) % len(made)]
-                entry.turns.append(peer.turn(task.photographs[: peer.timed_photographs]))
-                advance(1)
+    gc.collect()
+    gc.freeze()  # or Python would look through all of TensorFlow for garbage while others are timed
+    try:
+        with progress(rounds * len(made), "timing in turns") as advance:
+            for number in range(rounds):
+                for place in range(len(made)):
+                    entry, peer = made[(number + place) % len(made)]
+                    entry.turns.append(peer.turn(task.photographs[: peer.timed_photographs]))
+                    advance(1)
+    finally:
+        gc.unfreeze()
     for entry, _ in made:
         entry.status = "timed"
 
