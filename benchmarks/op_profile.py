@@ -4,9 +4,9 @@ The interpreter's Python API has no profiler, and LiteRT's in C cannot serve: it
 run on, its events are a private structure of each version, and it counts in whole microseconds, cut off, while most ops
 of a step take less than one. So an op's time is what it adds: the graph is cut into stretches of eight ops, of each
 stretch the first op, the first two and so on become graphs of their own, and what each takes longer than the one before
-is the time of its last op. Inputs are what the whole graph has there. Before each run as many bytes as the whole graph
-touches are read, so that weights come from where they come from in the whole graph, which has run through all its other
-ops in between.
+is the time of its last op. Inputs are what the whole graph has there. Before each run, and after one that is not
+counted, as many bytes as the whole graph touches are read, so that weights come from where they come from in the whole
+graph, which has run through all its other ops in between.
 
 What that means. The times of a stretch add up to what it takes, whatever the delegate fused or shared in it: what two
 ops share (rounding the same input to integers) is the first one's, and an op that is fused into the one before costs
@@ -148,10 +148,12 @@ def profile_graph(
         samples = np.empty((rounds + 1, len(cuts) + 1))
         for row in samples:
             for column, run in enumerate((nothing, *cuts)):
+                run()  # other cuts have pushed its weights further out than the graph's own ops would
                 flush()
                 started = clock()
                 run()
                 row[column] = clock() - started
+            whole()
             whole()
             started = clock()
             whole()

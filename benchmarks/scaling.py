@@ -176,21 +176,27 @@ class Builder:
         return self._kept[factor, value]
 
     def _step(self, factor: str, value: int) -> dict[str, tuple[bytes, Any]]:
+        import keras
+
         from captionlite.export.graphs import DecoderGraph
         from captionlite.training.families import build_family
 
+        keras.utils.set_random_seed(0)
         vocabulary = value if factor == "vocabulary" else self.vocabulary
         model = build_family(resized(self.config, factor, value), self.encoder(self.image).feature_shape, vocabulary)
         _no_zeros(model)
         return _exported(DecoderGraph(model), "decoder")
 
     def _encoder(self, side: int) -> dict[str, tuple[bytes, Any]]:
+        import keras
+
         from captionlite.export.golden import drawn_photographs
         from captionlite.export.graphs import EncoderGraph
         from captionlite.runtime.manifest import ImageSpec
         from captionlite.training.encoders import ENCODERS, build_encoder
         from captionlite.training.families import build_family
 
+        keras.utils.set_random_seed(0)
         spec = self.encoder(side)
         height, width = spec.image_size
         model = build_family(self.config, spec.feature_shape, self.vocabulary)
