@@ -85,6 +85,7 @@ def command(
       int16x8           the same with activations of 16 bits; very slow
       int4              experimental: the decoder's weights of 4 bits
       legacy            right on tflite-runtime 2.14
+      auto              searched for: see `captionlite quantize --help`
     """
     if words is not None and min_count is not None:
         raise click.UsageError("--shortlist and --shortlist-min-count are two ways to say the same; give one of them.")
