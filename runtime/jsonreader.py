@@ -10,8 +10,8 @@ from captionlite.runtime.errors import BundleError
 T = TypeVar("T")
 
 
-def parse_json(data: bytes, where: str) -> Any:
-    """Parse UTF-8 JSON strictly: NaN, Infinity, repeated keys and bottomless nesting raise BundleError."""
+def strict_json(data: bytes) -> Any:
+    """Parse UTF-8 JSON; NaN, Infinity, repeated keys and bottomless nesting raise ValueError, as no JSON does."""
 
     def no_constants(name: str) -> Any:
         raise ValueError(f"{name} is not JSON")
@@ -26,9 +26,16 @@ def parse_json(data: bytes, where: str) -> Any:
 
     try:
         return json.loads(data.decode("utf-8"), parse_constant=no_constants, object_pairs_hook=no_repeated_keys)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        reason = "it nests too deeply" if isinstance(error, RecursionError) else str(error)
-        raise BundleError(f"{where}: not readable as JSON ({reason}). Copy or export the bundle again.") from None
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """Parse a bundle's UTF-8 JSON as strictly as `strict_json` does. Raises BundleError."""
+    try:
+        return strict_json(data)
+    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise BundleError(f"{where}: not readable as JSON ({error}). Copy or export the bundle again.") from None
 
 
 @dataclass(frozen=True)

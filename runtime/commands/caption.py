@@ -3,8 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +14,11 @@ from captionlite.runtime.commands.options import decoding_options, read_options
 from captionlite.runtime.commands.photographs import each, expand, read, together
 from captionlite.runtime.errors import ImageError, OptionsError
 from captionlite.runtime.progress import ProgressLine
+from captionlite.runtime.records import might_be, record
 
 if TYPE_CHECKING:
     from captionlite.runtime.captioner import Captioner
     from captionlite.runtime.decoding import Alternative, Caption, DecodingOptions
-
-HYPOTHESES_IF_UNSURE = 3
 
 
 @click.command("caption")
@@ -87,10 +85,10 @@ def command(
         sure = min_confidence is None or result.confidence is None or result.confidence >= min_confidence
         hypotheses: list[Caption | Alternative] = [result, *result.alternatives]
         if not sure and options.passes is None:
-            hypotheses = _might_be(captioner, source, options)
+            hypotheses = might_be(captioner, source, options)
         if as_json:
             others = hypotheses[1:] if sure else [h for h in hypotheses if h.tokens != result.tokens]
-            _print_json(_record(name, result, others, sure))
+            _print_json({"image": name, **record(result, others, sure)})
         else:
             click.echo(label(name) + (result.text if sure else "not sure"))
             for other in hypotheses if not sure or options.n_best > 1 else ():
@@ -140,37 +138,6 @@ def _check_attention(images: tuple[str, ...], stream: bool) -> None:
         raise click.UsageError(f"--attention shows one photograph, found {found}. Name a single one.")
     if stream:
         raise click.UsageError("--attention shows a whole caption; leave out --stream.")
-
-
-def _record(name: str, result: "Caption", others: "Sequence[Caption | Alternative]", sure: bool) -> dict[str, Any]:
-    record: dict[str, Any] = {
-        "image": name,
-        "caption": result.text,
-        "tokens": list(result.tokens),
-        "logprob": result.logprob,
-        "timings_ms": {stage: round(value, 3) for stage, value in result.timings_ms.items()},
-    }
-    if result.confidence is not None:
-        record["confidence"] = round(result.confidence, 4)
-    if not sure:
-        record["sure"] = False
-    if others:
-        record["alternatives"] = [
-            {"caption": other.text, "tokens": list(other.tokens), "logprob": other.logprob, "score": other.score}
-            for other in others
-        ]
-    return record
-
-
-def _might_be(captioner: "Captioner", source: str | bytes, options: "DecodingOptions") -> "list[Caption | Alternative]":
-    """All hypotheses of the same options, at least a few, the best first, each once (draws may be equal)."""
-    n = options.hypotheses if options.hypotheses > 1 else HYPOTHESES_IF_UNSURE
-    options = replace(options, best_of=n, n_best=n) if options.temperature else replace(options, beams=n, n_best=n)
-    found = captioner.caption(source, options)
-    each: dict[tuple[int, ...], Caption | Alternative] = {found.tokens: found}
-    for other in found.alternatives:
-        each.setdefault(other.tokens, other)
-    return list(each.values())
 
 
 def _stream(
