@@ -104,6 +104,22 @@ def test_compressed_text_does_not_grow() -> None:
         load_image(data, SPEC)
 
 
+def test_an_icon_is_not_opened_because_pillow_would_decode_it_first(tmp_path: Path) -> None:
+    # An icon of 16 x 16 with a PNG of 81 megapixels inside: Pillow decodes that while it opens the file.
+    rows = zlib.compressobj(9)
+    pixels = b"".join(rows.compress(bytes(1 + 9000 * 4)) for _ in range(9000)) + rows.flush()
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 9000, 9000, 8, 6, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    icon = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(png), 22) + png
+    lines, grown = load_apart(tmp_path, [icon])
+    assert lines == ["refused"]
+    assert grown < 60_000
+
+
 def test_a_large_jpeg_within_the_limit_is_taken_at_an_eighth(tmp_path: Path) -> None:
     # 100 megapixels: decoded in full they would take 300 MB, as red-green-blue.
     buffer = io.BytesIO()
