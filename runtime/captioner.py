@@ -14,7 +14,7 @@ import numpy.typing as npt
 from captionlite.runtime.beam import beam_search
 from captionlite.runtime.bundle import Bundle
 from captionlite.runtime.decoding import Alternative, Caption, DecodingOptions, Hypothesis, Plan, steps_allowed
-from captionlite.runtime.errors import ImageError, OptionsError
+from captionlite.runtime.errors import ImageError, InterpreterError, OptionsError
 from captionlite.runtime.image import ImageSource, load_image
 from captionlite.runtime.interpreter import Graph, core_count
 from captionlite.runtime.loop import DecoderLoop
@@ -24,6 +24,7 @@ from captionlite.runtime.selfcheck import check_here
 from captionlite.runtime.together import GROUP, Together, is_greedy
 
 if TYPE_CHECKING:
+    from captionlite.runtime.delegates import DelegateSpec, Delegation
     from captionlite.runtime.many import Crew
 
 FEW = 8
@@ -33,8 +34,10 @@ FEW = 8
 class Captioner:
     """Captions photographs with one bundle. One thread at a time: the graphs' tensors are shared between calls."""
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        """Load both graphs: the encoder on `threads` threads (all cores by default), the decoder on one.
+    def __init__(
+        self, bundle: Bundle, threads: int | None = None, delegate: "DelegateSpec | str | None" = None
+    ) -> None:
+        """Load both graphs: the encoder on `threads` threads (all cores by default) or a delegate, the decoder on one.
 
         A decoder step is too small to share: more threads make it slower. Raises BundleError, InterpreterError.
         """
@@ -43,20 +46,33 @@ class Captioner:
         self._refine: RefineGraph | None = None
         self._latest_plan: Plan | None = None
         self._crew: Crew | None = None
-        self._encoder = Graph.from_bundle(bundle, "encoder", self._threads)
+        self.delegation: Delegation | None = None  # what came of the delegate, if one was asked for
+        if delegate is None:
+            self._encoder = Graph.from_bundle(bundle, "encoder", self._threads)
+        else:
+            from captionlite.runtime.delegates import load_encoder, parse_delegate
+
+            spec = parse_delegate(delegate) if isinstance(delegate, str) else delegate
+            self._encoder, self.delegation = load_encoder(bundle, self._threads, spec)
         self._decoder = DecoderLoop(Graph.from_bundle(bundle, "decoder", 1), bundle.manifest)
         self._together = Together(self._decoder)
 
     @classmethod
     def from_bundle(
-        cls, path_or_name: str | Path = "default", threads: int | None = None, *, self_check: bool = True
+        cls,
+        path_or_name: str | Path = "default",
+        threads: int | None = None,
+        *,
+        self_check: bool = True,
+        delegate: "DelegateSpec | str | None" = None,
     ) -> "Captioner":
-        """Open a bundle directory, a bundle zip or "default", and load it. Raises BundleError, InterpreterError.
+        """Open a bundle directory, a bundle zip or a name, and load it. Raises BundleError, InterpreterError.
 
-        With `self_check` an interpreter that the bundle was not proven on has to compute a golden photograph first,
-        once: WrongNumbersError where it does not (`runtime/selfcheck.py`).
+        With `self_check` an interpreter that the bundle was not proven on, and any delegate, has to compute a golden
+        photograph first, once: WrongNumbersError where an interpreter does not (`runtime/selfcheck.py`). A `delegate`
+        (`LIB[:KEY=VALUE,...]`, the encoder's) that does not leaves the encoder to the CPU; `delegation` tells.
         """
-        captioner = cls(Bundle.open(path_or_name), threads)
+        captioner = cls(Bundle.open(path_or_name), threads, delegate)
         if self_check:
             check_here(captioner)
         return captioner
@@ -76,8 +92,20 @@ class Captioner:
     def encode_pixels(self, pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
         """`encode` for what `load_image` returned: uint8 (height, width, 3) of the bundle's own size."""
         self._encoder.inputs["image"]()[0] = pixels
-        self._encoder.invoke()
+        try:
+            self._encoder.invoke()
+        except InterpreterError as error:
+            if self.delegation is None or not self.delegation.active:
+                raise
+            self.leave_delegate(str(error))
+            return self.encode_pixels(pixels)
         return {name: view().copy() for name, view in self._encoder.outputs.items()}
+
+    def leave_delegate(self, reason: str) -> None:
+        """Load the encoder again, on the CPU. Raises DelegateError where the delegate is required."""
+        assert self.delegation is not None
+        self.delegation.fall_back(reason)
+        self._encoder = Graph.from_bundle(self.bundle, "encoder", self._threads)
 
     def encode_timed(self, image: ImageSource) -> tuple[dict[str, npt.NDArray[Any]], dict[str, float]]:
         """What `encode` returns, and the milliseconds that `image` (loading) and `encode` took. Raises ImageError."""
@@ -176,7 +204,9 @@ class Captioner:
         return self._caption_many(iter(images), options)
 
     def _caption_many(self, images: Iterator[ImageSource], options: DecodingOptions) -> Iterator[Caption | ImageError]:
-        few = None if self._threads == 1 else 0 if self._crew else FEW
+        # One accelerator does not get faster when several threads ask it.
+        alone = self._threads == 1 or (self.delegation is not None and self.delegation.active)
+        few = None if alone else 0 if self._crew else FEW
         for image in islice(images, few):
             yield self._caption_or_error(image, options)
         for image in images:  # if there are more than a few

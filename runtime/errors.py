@@ -21,6 +21,10 @@ class WrongNumbersError(InterpreterError):
     """An interpreter that loads a bundle and computes something else than the bundle's golden vectors."""
 
 
+class DelegateError(InterpreterError):
+    """An accelerator's library that does not load, refuses a graph, fails, or computes wrong numbers."""
+
+
 class OptionsError(CaptionliteError):
     """Decoding options that make no sense, or that this bundle cannot follow."""
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ import numpy.typing as npt
 from captionlite.runtime.bundle import Bundle
 from captionlite.runtime.errors import InterpreterError
 from captionlite.runtime.manifest import TensorSpec
+
+if TYPE_CHECKING:
+    from captionlite.runtime.delegates import LoadedDelegate, Partition
 
 View = Callable[[], npt.NDArray[Any]]
 """Gives a fresh array over the interpreter's memory. Keep the function, never the array: see the module's text."""
@@ -139,21 +142,31 @@ class Graph:
         *,
         threads: int,
         where: str,
+        delegate: "LoadedDelegate | None" = None,
     ) -> None:
-        """Load a file (memory-mapped when it is a path) and bind its tensors.
+        """Load a file (memory-mapped when it is a path) and bind its tensors. A `delegate` computes what it takes.
 
-        Raises InterpreterError when the interpreter refuses the file, or when names, types or shapes are not those
-        that the manifest promised. Shapes of outputs are checked after the first invoke, when they are known.
+        Raises InterpreterError when the interpreter or the delegate refuses the file, or when names, types or shapes
+        are not those that the manifest promised. Shapes of outputs are checked after the first invoke, when they are
+        known.
         """
         self._where = where
         self._input_specs = {spec.name: spec for spec in inputs}
         self._output_specs = {spec.name: spec for spec in outputs}
-        source = {"model_path": str(model)} if isinstance(model, Path) else {"model_content": model}
+        self._delegate = delegate
+        self.partition: Partition | None = None  # what the delegate took; None as well where nobody can tell
+        source: dict[str, Any] = {"model_path": str(model)} if isinstance(model, Path) else {"model_content": model}
+        if delegate is not None:
+            source["experimental_delegates"] = [delegate.handle]
         backend = find_backend()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # TensorFlow's own interpreter announces that it is deprecated
                 self._interpreter = backend.interpreter(**source, num_threads=threads)
+            if delegate is not None:
+                from captionlite.runtime.delegates import partition_of
+
+                self.partition = partition_of(self._interpreter)
             self._input_index = self._bind("inputs", self._input_specs)
             self._output_index = self._bind("outputs", self._output_specs)
             self._interpreter.allocate_tensors()
@@ -166,11 +179,12 @@ class Graph:
         self._outputs_checked = False
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, name: str, threads: int) -> "Graph":
+    def from_bundle(cls, bundle: Bundle, name: str, threads: int, delegate: "LoadedDelegate | None" = None) -> "Graph":
         """The bundle's "encoder" or "decoder" on that many threads. Raises BundleError, InterpreterError."""
         spec = bundle.manifest.graphs[name]
         model = bundle.path(spec.file) or bundle.read(spec.file)
-        return cls(model, spec.inputs, spec.outputs, threads=threads, where=f"{bundle.location}/{spec.file}")
+        where = f"{bundle.location}/{spec.file}"
+        return cls(model, spec.inputs, spec.outputs, threads=threads, where=where, delegate=delegate)
 
     def resize_batch(self, batch: int) -> None:
         """Give every input whose first dimension is free this many rows. The contents of the inputs are lost."""
@@ -210,9 +224,8 @@ class Graph:
         try:
             self._interpreter.invoke()
         except (ValueError, RuntimeError) as error:
-            raise InterpreterError(
-                f"{self._where}: the interpreter failed ({error}). Run `captionlite verify`."
-            ) from None
+            who = "the interpreter" if self._delegate is None else f"the delegate {self._delegate.spec.library}"
+            raise InterpreterError(f"{self._where}: {who} failed ({error}). Run `captionlite verify`.") from None
         if not self._outputs_checked:
             self._check_shapes(self._output_specs, self._output_index)
             self._outputs_checked = True
@@ -256,6 +269,11 @@ class Graph:
                 )
 
     def _refused(self, error: Exception) -> InterpreterError:
+        if self._delegate is not None:
+            return InterpreterError(
+                f"{self._where}: the delegate {self._delegate.spec.library} refuses this graph "
+                f"({' '.join(str(error).split())}). Use a bundle that is made for it."
+            )
         backend = find_backend()
         return InterpreterError(
             f"{self._where}: {backend.name} {backend.version} refuses this graph ({' '.join(str(error).split())}). "

@@ -24,6 +24,7 @@ from captionlite.runtime.specs import MAX_PROVEN
 
 if TYPE_CHECKING:
     from captionlite.runtime.captioner import Captioner
+    from captionlite.runtime.delegates import Delegation
     from captionlite.runtime.verify import TensorCheck
 
 FORMAT_WITH_PROVEN = (1, 3)
@@ -50,11 +51,15 @@ def check_here(captioner: "Captioner") -> None:
     """
     here, manifest = _here(), captioner.bundle.manifest
     known = here.version != UNKNOWN_VERSION
-    if known and here in manifest.proven:
+    delegation = captioner.delegation
+    delegated = delegation is not None and delegation.active  # nobody has proven that one
+    if known and here in manifest.proven and not delegated:
         return
     from captionlite.runtime.remembered import passed_before, remember_pass
 
     key = _key(manifest, here) if known else None
+    if delegation is not None and delegated:
+        key = _delegated_key(key, delegation)
     if key is not None and passed_before(key):
         return
     from captionlite.runtime.verify import compare_tensors, read_golden  # at the first opening only
@@ -64,6 +69,15 @@ def check_here(captioner: "Captioner") -> None:
     if not all(check.passed for check in checks):
         # The tolerance is that of the whole: one photograph may be a little beyond it where all together are not.
         checks = compare_tensors(captioner, golden)
+    if delegation is not None and delegated:
+        if delegation.active and not all(check.passed for check in checks):
+            captioner.leave_delegate(
+                f"it computes wrong numbers: {_worst(captioner.bundle, checks)}. `captionlite verify "
+                f"{captioner.bundle.location} --delegate ...` shows every tensor."
+            )
+        if not delegation.active:  # it failed on the way, or it was wrong: now the CPU has to prove itself
+            check_here(captioner)
+            return
     if not all(check.passed for check in checks):
         raise _wrong_numbers(captioner.bundle, here, checks)
     if key is not None:
@@ -147,6 +161,14 @@ def _key(manifest: Manifest, here: ProvenSpec) -> str | None:
     return hashlib.sha256(everything.encode()).hexdigest()
 
 
+def _delegated_key(key: str | None, delegation: "Delegation") -> str | None:
+    """The key of a pass with this delegate: its library's file and its options count as well."""
+    if key is None or delegation.identity is None:
+        return None
+    code = hashlib.sha256((Path(__file__).parent / "delegates.py").read_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps([key, delegation.identity, code], sort_keys=True).encode()).hexdigest()
+
+
 def _cpu() -> str:
     """Model and features of the first processor, by which the interpreter chooses its kernels; Linux alone tells."""
     try:
@@ -157,12 +179,18 @@ def _cpu() -> str:
     return b"\n".join(line for line in first.splitlines() if line.startswith(_CPU_FIELDS)).decode(errors="replace")
 
 
-def _wrong_numbers(bundle: Bundle, here: ProvenSpec, checks: "tuple[TensorCheck, ...]") -> WrongNumbersError:
+def _worst(bundle: Bundle, checks: "tuple[TensorCheck, ...]") -> str:
     worst = max(checks, key=lambda check: float("inf") if isnan(check.error) else check.error)
+    return (
+        f"{worst.name} has a relative error of {worst.error:.2e} on the golden photographs, tolerance "
+        f"{bundle.manifest.golden.tolerance:.2e}"
+    )
+
+
+def _wrong_numbers(bundle: Bundle, here: ProvenSpec, checks: "tuple[TensorCheck, ...]") -> WrongNumbersError:
     proven = ", ".join(map(str, bundle.manifest.proven))
     return WrongNumbersError(
-        f"{bundle.location}: {here} loads this bundle and computes wrong numbers: {worst.name} has a relative error of "
-        f"{worst.error:.2e} on the golden photographs, tolerance {bundle.manifest.golden.tolerance:.2e}. "
+        f"{bundle.location}: {here} loads this bundle and computes wrong numbers: {_worst(bundle, checks)}. "
         f"{f'It is proven on {proven}. ' if proven else ''}`captionlite verify {bundle.location}` shows "
         f"every tensor. {find_backend().next_step}"
     )

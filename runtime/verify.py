@@ -80,15 +80,17 @@ class Golden:
         return Golden(self.images[:1], encoder, self.tokens[:1], self.logits[:1], refine)
 
 
-def verify(bundle: Bundle, threads: int | None = None) -> VerifyReport:
+def verify(bundle: Bundle, threads: int | None = None, captioner: Captioner | None = None) -> VerifyReport:
     """Run every golden photograph through the bundle here, the logits with this machine's own encoder outputs.
+
+    Through the `captioner` of that bundle if one is given, such as one whose encoder goes through a delegate.
 
     Greedy tokens must be equal, except where the golden logits themselves were nearly tied: at the first difference
     their two greatest lie closer than the tolerance times the RMS of all around their mean. Raises BundleError,
     InterpreterError.
     """
     golden = read_golden(bundle)
-    captioner = Captioner(bundle, threads)
+    captioner = captioner or Captioner(bundle, threads)
     problems = []
     equal = 0
     for i, image in enumerate(golden.images):

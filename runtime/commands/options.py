@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from captionlite.runtime.captioner import Captioner
     from captionlite.runtime.decoding import DecodingOptions
+    from captionlite.runtime.delegates import DelegateSpec
 
 
 def decoding_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,6 +42,60 @@ def describe_options(options: "DecodingOptions") -> str:
     told = ("passes", "beams", "temperature", "n_best")
     others = [f for f in fields(options) if f.name not in told and getattr(options, f.name) != f.default]
     return ", ".join([kind, *(f"{f.name} {_plain(getattr(options, f.name))}" for f in others)])
+
+
+def delegate_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `--delegate` and `--delegate-required`; the command takes both as `delegate: DelegateSpec | None`."""
+    for option in reversed(_DELEGATE_OPTIONS):
+        command = option(command)
+    return command
+
+
+def tell_delegate(captioner: "Captioner") -> None:
+    """Say on stderr which ops the delegate took; that it is not used, it has said itself."""
+    if captioner.delegation is not None and captioner.delegation.active:
+        click.echo(str(captioner.delegation), err=True)
+
+
+_REQUIRED = "captionlite.delegate_required"
+
+
+def _require_delegate(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    ctx.meta[_REQUIRED] = value
+
+
+def _read_delegate(ctx: click.Context, param: click.Parameter, value: str | None) -> "DelegateSpec | None":
+    required = bool(ctx.meta.get(_REQUIRED))
+    if value is None:
+        if required:
+            raise click.UsageError("--delegate-required: there is no --delegate to require.")
+        return None
+    from captionlite.runtime.delegates import parse_delegate
+    from captionlite.runtime.errors import OptionsError
+
+    try:
+        return parse_delegate(value, required=required)
+    except OptionsError as error:
+        raise click.UsageError(str(error)) from error
+
+
+_DELEGATE_OPTIONS = [
+    click.option(
+        "--delegate",
+        metavar="LIB[:KEY=VALUE,...]",
+        callback=_read_delegate,
+        help="Run the encoder on an accelerator through its external delegate library, such as libedgetpu.so.1; on the "
+        "CPU, saying why, where that does not work.",
+    ),
+    click.option(
+        "--delegate-required",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_require_delegate,
+        help="Fail (exit code 1) where the delegate does not work, instead of going on on the CPU.",
+    ),
+]
 
 
 def _plain(value: Any) -> str:
