@@ -70,7 +70,13 @@ def requirements_for(lines: list[str], environment: dict[str, str]) -> set[str]:
 
 @pytest.mark.parametrize(
     ("machine", "expected"),
-    [("x86_64", RUNTIME_X86), ("aarch64", RUNTIME_X86), ("armv7l", RUNTIME_ARMV7), ("armv6l", RUNTIME_ARMV7)],
+    [
+        ("x86_64", RUNTIME_X86),
+        ("aarch64", RUNTIME_X86),
+        ("armv7l", RUNTIME_ARMV7),
+        ("armv8l", RUNTIME_ARMV7),
+        ("armv6l", RUNTIME_ARMV7),
+    ],
 )
 def test_base_install_is_numpy_pillow_click_and_an_interpreter(machine: str, expected: set[str]) -> None:
     assert requirements_for(PROJECT["project"]["dependencies"], {"platform_machine": machine}) == expected
@@ -83,6 +89,7 @@ def test_tflite_runtime_comes_with_numpy_1() -> None:
     )
     assert "2.0" not in numpy.specifier
     assert "1.26.4" in numpy.specifier
+    assert "1.24.2" in numpy.specifier  # Debian bookworm's, on Raspberry Pi OS the only one without a compiler
 
 
 def test_every_package_is_listed() -> None:
