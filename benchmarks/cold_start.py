@@ -51,13 +51,14 @@ class Side:
         }
 
 
-def captionlite_command(bundle: str, image: str) -> list[str]:
+def captionlite_command(bundle: str, image: str, delegate: str | None = None) -> list[str]:
     """The console script beside this interpreter, or what it does where it is not installed as a script."""
     script = Path(sys.executable).with_name("captionlite")
     start = (
         [str(script)] if script.exists() else [sys.executable, "-c", "import captionlite.runtime.cli as c; c.main()"]
     )
-    return [*start, "caption", "--bundle", bundle, image]
+    delegated = [] if delegate is None else ["--delegate", delegate, "--delegate-required"]
+    return [*start, "caption", "--bundle", bundle, *delegated, image]
 
 
 def keras_command(run: str, image: str) -> list[str]:

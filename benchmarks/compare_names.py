@@ -58,13 +58,15 @@ def target_name(result: Result) -> str:
 
 
 def machine_name(result: Result) -> str:
-    """The GPU, the board, or the processor and how many cores."""
+    """The GPU, the board, or the processor and how many cores; and the delegate that the encoder went through."""
     machine = result.machine
     if is_gpu(result):
         return text(machine, "accelerator", "device") or "GPU"
     name = text(machine, "device") or text(machine, "cpu") or text(machine, "machine") or "unknown machine"
     cores = number(machine, "cores")
-    return name if cores is None else f"{name}, {cores:.0f} core{'' if cores == 1 else 's'}"
+    name = name if cores is None else f"{name}, {cores:.0f} core{'' if cores == 1 else 's'}"
+    delegate = text(machine, "delegate", "library")
+    return f"{name}, encoder on {delegate.rpartition('/')[2]}" if delegate else name
 
 
 def gpu_name(result: Result) -> str:

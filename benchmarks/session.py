@@ -35,6 +35,7 @@ class Target:
     batch: Callable[[], dict[str, Any]] | None = None
     cold_command: list[str] | None = None  # a process that captions the first photograph and prints the caption
     device: dict[str, Any] | None = None  # what Keras computes on
+    delegate: dict[str, Any] | None = None  # what the encoder of a bundle goes through
     device_memory: Callable[[], int | None] = lambda: None
     notes: tuple[str, ...] = ()
     no_energy: str | None = None  # why no meter could tell
@@ -81,6 +82,7 @@ def measure(
     """
     countdown = countdown or Countdown()
     machine = {**describe_machine(root), **({"accelerator": target.device} if target.device else {})}
+    machine |= {"delegate": target.delegate} if target.delegate else {}
     measured = _Measured()
     try:
         _measure(target, plan, measured, countdown, root, clock, sleep)

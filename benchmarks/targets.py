@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from captionlite.benchmarks.cold_start import captionlite_command, keras_command
 from captionlite.benchmarks.edge_target import WatchedCaptioner, edge_subject, time_batch
@@ -17,18 +18,25 @@ from captionlite.runtime.errors import CaptionliteError
 from captionlite.runtime.interpreter import core_count, without_chatter
 from captionlite.runtime.selfcheck import check_here
 
+if TYPE_CHECKING:
+    from captionlite.runtime.delegates import DelegateSpec
+
 GPU_BATCHES = (1, 16, 256)
 GREEDY = "greedy"
 
 
-def edge_target(bundle: str, photos: Sequence[str], limits: Limits, threads: int | None) -> Target:
+def edge_target(
+    bundle: str, photos: Sequence[str], limits: Limits, threads: int | None, delegate: DelegateSpec | None = None
+) -> Target:
     """A bundle on this machine's CPU: the encoder on all threads, the decoder on one, as by default.
 
-    Raises BundleError, InterpreterError, ImageError.
+    With a delegate the encoder goes through it or nowhere: the CPU's times under its name would be a lie. Raises
+    BundleError, InterpreterError, ImageError.
     """
     with without_chatter():
-        captioner = WatchedCaptioner(Bundle.open(bundle), threads)
+        captioner = WatchedCaptioner(Bundle.open(bundle), threads, delegate and replace(delegate, required=True))
         check_here(captioner)
+    delegation = captioner.delegation
     photographs = read_photographs(photos, captioner.bundle.manifest.image)
     return Target(
         name="edge",
@@ -37,7 +45,9 @@ def edge_target(bundle: str, photos: Sequence[str], limits: Limits, threads: int
         subject=edge_subject(captioner),
         protocol={"decoding": GREEDY, "encoder_threads": threads or core_count(), "decoder_threads": 1},
         batch=lambda: time_batch(captioner, photographs.contents, limits.min_captions),
-        cold_command=captionlite_command(bundle, photographs.paths[0]),
+        cold_command=captionlite_command(bundle, photographs.paths[0], delegate and str(delegate)),
+        delegate=None if delegation is None else delegation.to_json(),
+        notes=() if delegation is None else (str(delegation),),
     )
 
 

@@ -91,8 +91,6 @@ class Partition:
 
     def __str__(self) -> str:
         """As in "1 of 9 ops of the encoder in 1 piece: TANH; on the CPU: CAST, MUL x 2"."""
-        if not self.taken:
-            return f"none of the {len(self.left)} ops of the encoder; on the CPU: {_counted(self.left)}"
         pieces = f"{self.pieces} piece{'s' if self.pieces > 1 else ''}"
         told = f"{len(self.taken)} of {len(self.taken) + len(self.left)} ops of the encoder in {pieces}"
         return f"{told}: {_counted(self.taken)}; on the CPU: {_counted(self.left) or 'nothing'}"
@@ -202,6 +200,13 @@ def load_encoder(bundle: Bundle, threads: int, spec: DelegateSpec) -> tuple[Grap
         graph = Graph.from_bundle(bundle, "encoder", threads, delegate)
     except InterpreterError as error:
         delegation.fall_back(str(error))
+        return Graph.from_bundle(bundle, "encoder", threads), delegation
+    if graph.partition is not None and not graph.partition.taken:
+        delegation.fall_back(
+            f"the library {spec.library} takes none of the encoder's {len(graph.partition.left)} ops "
+            f"({_counted(graph.partition.left)}). Use a bundle that is made for it; most accelerators want the recipe "
+            f"full-int8, and the Edge TPU wants its compiler's output."
+        )
         return Graph.from_bundle(bundle, "encoder", threads), delegation
     delegation.partition = graph.partition
     delegation.identity = delegate.identity()

@@ -15,10 +15,12 @@ from rich.table import Table
 from captionlite.benchmarks.latency import FULL, QUICK, Limits
 from captionlite.benchmarks.results import STAGES, Result, write_document
 from captionlite.benchmarks.session import Plan, measure
+from captionlite.runtime.commands.options import delegate_option
 from captionlite.runtime.errors import CaptionliteError
 
 if TYPE_CHECKING:
     from captionlite.benchmarks.session import Target
+    from captionlite.runtime.delegates import DelegateSpec
 
 COLD_STARTS, QUICK_COLD_STARTS = 5, 3
 IDLE_S, QUICK_IDLE_S = 10.0, 3.0
@@ -36,6 +38,7 @@ _STAGE_NAMES |= {"post": "to text", "whole": "whole caption"}
 @click.option("--captions", type=click.IntRange(min=1), help="At least so many captions.")
 @click.option("--seconds", type=click.FloatRange(min=0), help="For at least so many seconds.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the encoder (keras: of all).  [default: all]")
+@delegate_option
 @click.option("--batch", "batches", type=click.IntRange(min=1), multiple=True, help="gpu: batch sizes.  [1, 16, 256]")
 @click.option("--allow-cpu", is_flag=True, help="gpu: go on where there is none; the result says so.")
 @click.option("--cold-starts", type=click.IntRange(min=0), help="Fresh processes to measure.  [default: 5, quick 3]")
@@ -53,6 +56,7 @@ def command(
     captions: int | None,
     seconds: float | None,
     threads: int | None,
+    delegate: DelegateSpec | None,
     batches: tuple[int, ...],
     allow_cpu: bool,
     cold_starts: int | None,
@@ -64,9 +68,12 @@ def command(
     """Measure what a caption costs here: latency by stage, cold start, memory, captions a second, energy.
 
     One caption after another from a photograph's bytes to the text, greedily, with the settings that everybody gets.
-    Ctrl-C ends it; --out then has what was measured by then, marked as not complete.
+    Ctrl-C ends it; --out then has what was measured by then, marked as not complete. With --delegate the encoder goes
+    through that delegate or nothing is measured.
     """
     _check_usage(target, bundle, run_directory, batches, allow_cpu, threads)
+    if target != "edge" and delegate is not None:
+        raise click.UsageError("--delegate is for --target edge.")
     names = (*photos, *more_photos)
     if not names:
         raise click.UsageError(
@@ -91,7 +98,7 @@ def command(
         soak_minutes=soak_minutes,
         command=("captionlite", *sys.argv[1:]),
     )
-    ready = _ready(target, bundle or "default", run_directory, names, limits, threads, batches, allow_cpu)
+    ready = _ready(target, bundle or "default", run_directory, names, limits, threads, batches, allow_cpu, delegate)
     result = measure(ready, plan)
     if out is not None:
         write_document(out, result.to_json())
@@ -130,11 +137,12 @@ def _ready(
     threads: int | None,
     batches: tuple[int, ...],
     allow_cpu: bool,
+    delegate: DelegateSpec | None,
 ) -> Target:
     from captionlite.benchmarks import targets
 
     if target == "edge":
-        return targets.edge_target(bundle, photos, limits, threads)
+        return targets.edge_target(bundle, photos, limits, threads, delegate)
     assert run is not None
     try:
         if target == "keras":

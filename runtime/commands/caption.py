@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from captionlite.runtime.commands.options import decoding_options, read_options
+from captionlite.runtime.commands.options import decoding_options, delegate_option, read_options, tell_delegate
 from captionlite.runtime.commands.photographs import each, expand, read, together
 from captionlite.runtime.errors import ImageError, OptionsError
 from captionlite.runtime.progress import ProgressLine
@@ -19,12 +19,14 @@ from captionlite.runtime.records import might_be, record
 if TYPE_CHECKING:
     from captionlite.runtime.captioner import Captioner
     from captionlite.runtime.decoding import Alternative, Caption, DecodingOptions
+    from captionlite.runtime.delegates import DelegateSpec
 
 
 @click.command("caption")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--bundle", "bundle_name", default="default", show_default=True, help="Bundle directory, zip or name.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the encoder.  [default: all cores]")
+@delegate_option
 @decoding_options
 @click.option("--n-best", type=click.IntRange(min=1), help="Show so many hypotheses; needs --beams or --best-of.")
 @click.option(
@@ -43,6 +45,7 @@ def command(
     images: tuple[str, ...],
     bundle_name: str,
     threads: int | None,
+    delegate: "DelegateSpec | None",
     min_confidence: float | None,
     stream: bool,
     template: str | None,
@@ -62,10 +65,11 @@ def command(
     if attention is not None:
         _check_attention(images, stream)
     with without_chatter():
-        captioner = Captioner.from_bundle(bundle_name, threads)
+        captioner = Captioner.from_bundle(bundle_name, threads, delegate=delegate)
         captioner.check(options)
         if template is not None:
             captioner.refiner("--fill")
+    tell_delegate(captioner)
     if min_confidence is not None and captioner.bundle.manifest.decoding.confidence is None:
         raise OptionsError(
             f"--min-confidence: {captioner.bundle.manifest.name!r} has no calibrated confidence. "
