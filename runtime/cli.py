@@ -22,6 +22,7 @@ class LazyCommand:
 
 COMMANDS = {
     "caption": LazyCommand("captionlite.runtime.commands.caption", "Caption photographs."),
+    "serve": LazyCommand("captionlite.runtime.commands.serve", "Caption photographs over HTTP.", "serve"),
     "score": LazyCommand("captionlite.runtime.commands.score", "Say how well a caption fits a photograph."),
     "inspect": LazyCommand("captionlite.runtime.commands.inspect", "Show what a bundle holds."),
     "verify": LazyCommand("captionlite.runtime.commands.verify", "Check a bundle's golden vectors on this machine."),
