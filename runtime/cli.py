@@ -22,6 +22,7 @@ class LazyCommand:
 
 COMMANDS = {
     "caption": LazyCommand("captionlite.runtime.commands.caption", "Caption photographs."),
+    "camera": LazyCommand("captionlite.runtime.commands.camera", "Caption what a camera sees now."),
     "serve": LazyCommand("captionlite.runtime.commands.serve", "Caption photographs over HTTP.", "serve"),
     "score": LazyCommand("captionlite.runtime.commands.score", "Say how well a caption fits a photograph."),
     "inspect": LazyCommand("captionlite.runtime.commands.inspect", "Show what a bundle holds."),
