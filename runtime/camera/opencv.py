@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from time import monotonic
@@ -22,10 +21,7 @@ def import_opencv() -> Any:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     import cv2
 
-    module: Any = cv2  # its own types know half of it
-    with suppress(AttributeError):
-        module.setLogLevel(0)
-    return module
+    return cv2
 
 
 class OpenCvCamera:
