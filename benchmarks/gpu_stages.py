@@ -141,13 +141,13 @@ def features(settings: Settings, _: str) -> dict[str, Any]:
         config, _notes = _config(settings, Path(job).stem)
         if _reason_to_skip(settings, config) is None:
             key = (config.encoder.name, config.encoder.weights)
-            wanted[key] = config if config.flip else wanted.get(key, config)
+            wanted[key] = max(config, wanted.get(key, config), key=lambda each: (each.flip, each.views))
     records = []
     for (encoder, _weights), config in wanted.items():
         began = time.monotonic()
         data = load_data(config, _cache(settings))
         seconds = time.monotonic() - began
-        photographs = sum(len(store) for stores in (data.plain, data.flipped) for store in stores if store is not None)
+        photographs = sum(len(store) for stores in data.copies for store in stores.values())
         records.append({"encoder": encoder, "photographs": photographs, "seconds": round(seconds, 1)})
     return {"extracted": records}
 

@@ -12,12 +12,14 @@ from typing import Literal
 
 import numpy as np
 
+from captionlite.training.augmentation import FIRST_VIEW, MIRRORED, PLAIN
+
 BUCKET = 4  # lengths are rounded up to a multiple of this: few shapes to compile, little padding
 
 Draw = Literal["every_caption", "random_caption"]
 
 
-Row = tuple[int, str, bool]  # source number, example id, flipped
+Row = tuple[int, str, int]  # source number, example id, which copy (see augmentation)
 Group = tuple[Row, Sequence[Sequence[int]]]  # a photograph and the captions it has in a batch
 
 
@@ -60,6 +62,7 @@ class BatchPlan:
         pad_id: int,
         seed: int,
         flip: bool,
+        views: int = 0,
         draw: Draw = "every_caption",
         steps: int | None = None,
     ) -> None:
@@ -67,7 +70,7 @@ class BatchPlan:
         self._photos = max(1, batch_size // captions_per_photo)
         self._k = captions_per_photo
         self._max_length, self._pad_id, self._seed = max_length, pad_id, seed
-        self._flip, self._draw, self._steps = flip, draw, steps
+        self._flip, self._views, self._draw, self._steps = flip, views, draw, steps
         self._pass_cache: tuple[int, list[Batch]] | None = None
         self.batches_per_pass = len(self._whole_pass(0))
 
@@ -91,8 +94,7 @@ class BatchPlan:
         for number, source in enumerate(self._sources):
             for example_id in self._draw_photos(source, rng):
                 for captions in self._draw_captions(source.captions[example_id], rng):
-                    flipped = bool(self._flip and rng.random() < 0.5)
-                    groups.append(((number, example_id, flipped), captions))
+                    groups.append(((number, example_id, self._draw_copy(rng)), captions))
         buckets: dict[int, list[int]] = {}
         for i in rng.permutation(len(groups)):
             longest = min(max(map(len, groups[i][1])), self._max_length + 1) - 1
@@ -118,6 +120,13 @@ class BatchPlan:
             chosen = rng.permutation(len(source.ids))[: round(part * len(source.ids))]
             drawn += [source.ids[i] for i in chosen]
         return drawn
+
+    def _draw_copy(self, rng: np.random.Generator) -> int:
+        """Each copy of a photograph as likely as the others."""
+        if self._views:
+            copies = [PLAIN, *([MIRRORED] if self._flip else []), *range(FIRST_VIEW, FIRST_VIEW + self._views)]
+            return int(rng.choice(copies))
+        return MIRRORED if self._flip and rng.random() < 0.5 else PLAIN
 
     def _draw_captions(
         self, captions: Sequence[Sequence[int]], rng: np.random.Generator

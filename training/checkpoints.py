@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,28 +44,44 @@ def save_variables(path: Path, groups: dict[str, Sequence[Any]], metadata: dict[
     write_bytes_atomically(path, save(arrays, {"captionlite": json.dumps(metadata)}))
 
 
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata that ``save_variables`` wrote, without a tensor. Raises RunError for a missing or damaged file."""
+    with _open(path) as file:
+        return _metadata(file)
+
+
+def _metadata(file: Any) -> dict[str, Any]:
+    metadata = json.loads((file.metadata() or {}).get("captionlite", "{}"))
+    assert isinstance(metadata, dict)
+    return metadata
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: no such file; train first, or point at a run directory that has it") from error
+    except SafetensorError as error:
+        raise RunError(f"{path}: damaged ({error}); delete it to fall back on an older checkpoint") from error
+
+
 def load_variables(path: Path, groups: dict[str, Sequence[Any]]) -> dict[str, Any]:
     """Assigns what ``save_variables`` wrote; returns the metadata. Every tensor must be there with its shape.
 
     Raises RunError for a missing or damaged file, WeightsError naming the tensor that is missing or does not fit.
     """
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            metadata = json.loads((file.metadata() or {}).get("captionlite", "{}"))
-            stored = set(file.keys())
-            for prefix, variables in groups.items():
-                for name, variable in zip(variable_names(prefix, variables), variables, strict=True):
-                    if name not in stored:
-                        raise WeightsError(f"{path}: has no tensor {name}; was it made by another preset or version?")
-                    value = file.get_tensor(name)
-                    if tuple(value.shape) != tuple(variable.shape):
-                        raise WeightsError(
-                            f"{path}: {name} has shape {tuple(value.shape)}, expected {tuple(variable.shape)}"
-                        )
-                    variable.assign(value.astype(np.float32) if value.dtype == np.float16 else value)
-    except FileNotFoundError as error:
-        raise RunError(f"{path}: no such file; train first, or point at a run directory that has it") from error
-    except SafetensorError as error:
-        raise RunError(f"{path}: damaged ({error}); delete it to fall back on an older checkpoint") from error
-    assert isinstance(metadata, dict)
+    with _open(path) as file:
+        metadata, stored = _metadata(file), set(file.keys())
+        for prefix, variables in groups.items():
+            for name, variable in zip(variable_names(prefix, variables), variables, strict=True):
+                if name not in stored:
+                    raise WeightsError(f"{path}: has no tensor {name}; was it made by another preset or version?")
+                value = file.get_tensor(name)
+                if tuple(value.shape) != tuple(variable.shape):
+                    raise WeightsError(
+                        f"{path}: {name} has shape {tuple(value.shape)}, expected {tuple(variable.shape)}"
+                    )
+                variable.assign(value.astype(np.float32) if value.dtype == np.float16 else value)
     return metadata

@@ -47,6 +47,26 @@ class OptimizerConfig:
     epsilon: float = 1e-7
     clipnorm: float | None = None
     weight_decay: float | None = None
+    average: float | None = None  # decay a step of a moving average of the weights, which is what is judged and kept
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfCriticalConfig:
+    """Training on the scores of the model's own captions, after the plain epochs (`captionlite.training.rewards`).
+
+    Of each photograph ``samples`` captions are drawn; each counts by how much better it scores than the mean of the
+    others (Rennie et al. 2017; the mean as baseline, Luo 2020). ``captions`` of its true captions, counting
+    ``cross_entropy`` each, keep the model's language from narrowing to what scores well.
+    """
+
+    epochs: int = 6
+    photographs: int = 32  # a batch
+    samples: int = 5
+    captions: int = 1
+    cross_entropy: float = 0.1
+    bleu: float = 0.5  # weight of smoothed BLEU-4 beside CIDEr-D, which weighs 1
+    repetition: float = 0.5  # what a caption loses for each pair of words that it says twice
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-5, schedule="cosine", clipnorm=1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +93,8 @@ class RunConfig:
     draw: Draw = "every_caption"
     epochs: int = 10
     steps_per_epoch: int | None = None  # null: all the data once
-    flip: bool = False  # half of the photographs mirrored
+    flip: bool = False  # photographs mirrored too
+    views: int = 0  # so many views of each photograph beside (cropped, in another light): see augmentation
     label_smoothing: float = 0.0
     feature_noise: float = 0.0  # Gaussian, as a share of the features' RMS: what a quantized encoder will add anyway
     monitor: Literal["cider", "loss"] = "loss"  # which dev figure chooses the best weights and stops early
@@ -82,6 +103,8 @@ class RunConfig:
     keep_newest: int = 5
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     jit_compile: bool = False  # XLA on the TensorFlow backend; slower than plain kernels on a CPU
+    self_critical: SelfCriticalConfig | None = None
+    start: str | None = None  # a run directory whose vocabulary and best weights this one starts from
     seed: int = 0
     # What a published system reported about itself, for `captionlite presets`: its vocabulary_size, source, figures.
     published: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,12 @@ def draw_curves(history: list[dict[str, Any]], title: str, path: Path) -> None:
     canvas = FigureCanvasAgg(figure)
     panels = (("loss", "loss (nats)"), ("accuracy", "next-word accuracy"), ("cider", "CIDEr, greedy"))
     for axes, (key, label) in zip(figure.subplots(1, 3), panels, strict=True):
-        if key in history[0]["train"]:
-            axes.plot(epochs, [record["train"][key] for record in history], color="tab:gray", label="train")
+        trained = [record["train"].get(key, nan) for record in history]
+        if key == "loss":  # a policy's loss is no cross-entropy
+            trained = [nan if "reward" in r["train"] else value for r, value in zip(history, trained, strict=True)]
+        if any(value == value for value in trained):
+            label_of = "train, sampled" if key == "cider" else "train"
+            axes.plot(epochs, trained, color="tab:gray", label=label_of)
         if key in history[0]["dev"]:
             axes.plot(epochs, [record["dev"][key] for record in history], color="tab:blue", label="dev", marker=".")
         by_dataset = history[0]["dev"].get("by_dataset", {})

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from captionlite.training.augmentation import FIRST_VIEW, MIRRORED, PLAIN
 from captionlite.training.batches import Batch, Source
 from captionlite.training.config import RunConfig
 from captionlite.training.datasets import load_dataset
@@ -23,8 +24,12 @@ class RunData:
 
     names: tuple[str, ...]
     datasets: tuple[Dataset, ...]
-    plain: tuple[FeatureStore, ...]
-    flipped: tuple[FeatureStore | None, ...]
+    copies: tuple[dict[int, FeatureStore], ...]  # by number, as `augmentation` counts them
+
+    @property
+    def plain(self) -> tuple[FeatureStore, ...]:
+        """Features of the photographs as they are."""
+        return tuple(stores[PLAIN] for stores in self.copies)
 
     def examples(self, number: int, split: str) -> tuple[Example, ...]:
         """The split's examples whose photograph could be read; () where the data set has no such split."""
@@ -61,16 +66,14 @@ class RunData:
         return made
 
     def features(self, batch: Batch) -> np.ndarray:
-        """float16 (P, h, w, C) of a batch's photographs, flipped where the batch says so."""
+        """float16 (P, h, w, C) of a batch's photographs, of the copy that the batch says."""
         first = self.plain[0]
         out = np.empty((len(batch.rows), *first.shape[1:]), np.float16)
-        places: dict[tuple[int, bool], list[int]] = {}
-        for i, (number, _, flipped) in enumerate(batch.rows):
-            places.setdefault((number, flipped), []).append(i)
-        for (number, flipped), members in places.items():
-            store = self.flipped[number] if flipped else self.plain[number]
-            assert store is not None
-            out[members] = store.rows([batch.rows[i][1] for i in members])
+        places: dict[tuple[int, int], list[int]] = {}
+        for i, (number, _, copy) in enumerate(batch.rows):
+            places.setdefault((number, copy), []).append(i)
+        for (number, copy), members in places.items():
+            out[members] = self.copies[number][copy].rows([batch.rows[i][1] for i in members])
         return out
 
 
@@ -80,11 +83,17 @@ def load_data(config: RunConfig, cache_dir: Path, splits: Sequence[str] = ("trai
     names: list[str] = []
     for dataset in datasets:
         names.append(dataset.name if dataset.name not in names else f"{dataset.name}_{len(names) + 1}")
-    plain: list[FeatureStore] = []
-    flipped: list[FeatureStore | None] = []
+    numbers = [PLAIN, *([MIRRORED] if config.flip else []), *range(FIRST_VIEW, FIRST_VIEW + config.views)]
+    copies = []
     for dataset in datasets:
         wanted = [e for split in splits for e in dataset.splits.get(split, ())]
-        arguments = (config.encoder.name, config.encoder.weights, wanted, cache_dir)
-        plain.append(extract_features(*arguments, flipped=False))
-        flipped.append(extract_features(*arguments, flipped=True) if config.flip else None)
-    return RunData(tuple(names), datasets, tuple(plain), tuple(flipped))
+        seen = [e for e in dataset.splits.get("train", ()) if "train" in splits]  # views are for training only
+        arguments = (config.encoder.name, config.encoder.weights)
+        copies.append(
+            {
+                copy: extract_features(*arguments, wanted if copy < FIRST_VIEW else seen, cache_dir, copy=copy)
+                for copy in numbers
+                if copy < FIRST_VIEW or seen
+            }
+        )
+    return RunData(tuple(names), datasets, tuple(copies))

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captionlite.runtime.errors import ImageError
-from captionlite.runtime.image import load_image
 from captionlite.runtime.manifest import ImageSpec
+from captionlite.training.augmentation import load_copy
 from captionlite.training.datasets.photos import Photo
 from captionlite.training.encoders import build_encoder
 from captionlite.training.errors import FeatureError
@@ -60,7 +60,7 @@ class Extraction:
         weights: str | Path | None,
         photos: Sequence[Photo],
         image: ImageSpec,
-        flipped: bool,
+        copy: int,
         advance: Callable[[int], None],
     ) -> None:
         """Do every batch that is not done, then flush the features to the disk."""
@@ -69,7 +69,7 @@ class Extraction:
             if todo:
                 encode = _compile(build_encoder(encoder, weights), image)
                 groups = [[photos[row] for row in self._photos_of(batch)] for batch in todo]
-                for batch, (pixels, failures) in zip(todo, _decoded(groups, image, flipped), strict=True):
+                for batch, (pixels, failures) in zip(todo, _decoded(groups, image, copy), strict=True):
                     rows = self._photos_of(batch)
                     values = encode(pixels)[: len(rows)]
                     values[list(failures)] = 0
@@ -168,7 +168,7 @@ def _parse_journal_line(line: str) -> tuple[int, str, dict[int, str]] | None:
 
 
 def _decoded(
-    groups: Sequence[Sequence[Photo]], image: ImageSpec, flipped: bool
+    groups: Sequence[Sequence[Photo]], image: ImageSpec, copy: int
 ) -> Iterator[tuple[NDArray[np.uint8], dict[int, str]]]:
     """Each group's pixels, uint8 (BATCH, H, W, 3), and by place in the group why a photograph could not be read.
 
@@ -180,7 +180,7 @@ def _decoded(
         try:
             while True:
                 while len(ahead) < _BATCHES_AHEAD and (group := next(waiting, None)) is not None:
-                    ahead.append([pool.submit(load_image, path, image) for path in group])
+                    ahead.append([pool.submit(load_copy, path, image, copy) for path in group])
                 if not ahead:
                     return
                 pixels = np.zeros((BATCH, image.height, image.width, 3), np.uint8)
@@ -190,7 +190,7 @@ def _decoded(
                         pixels[place] = future.result()
                     except ImageError as error:
                         failures[place] = str(error)
-                yield (pixels[:, :, ::-1] if flipped else pixels), failures
+                yield pixels, failures
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

@@ -1,15 +1,16 @@
 """The feature cache: every photograph goes through the frozen encoder once, and training reads the result from disk.
 
-A finished cache is a folder `ENCODER-KEY`, or `ENCODER-KEY-flipped` for mirrored photographs, with
+A finished cache is a folder `ENCODER-KEY`, `ENCODER-KEY-flipped` for mirrored photographs or `ENCODER-KEY-viewN` for
+the Nth view of each (`augmentation`), with
 
     features.npy   float16 (N, h, w, C), memory-mapped when read; a photograph that does not decode leaves zeros
     index.json     the photographs' ids in order, which of them do not decode and why, and what made the features
 
-The key covers encoder, weights, preprocessing, backend, and every photograph's id and content. While it is made the
-folder is called `ENCODER-KEY.partial` and has a journal beside the features: a line per finished batch with the digest
-of its bytes. After a kill, a batch whose bytes match its line is kept and every other one is made again. Batches are
-cut at the same photographs and have one shape, so the features come out the same, bit for bit, however often the work
-was interrupted. Finishing is one rename of the folder.
+The key covers encoder, weights, preprocessing, backend, how views are drawn, and every photograph's id and content.
+While it is made the folder is called `ENCODER-KEY.partial` and has a journal beside the features: a line per finished
+batch with the digest of its bytes. After a kill, a batch whose bytes match its line is kept and every other one is made
+again. Batches are cut at the same photographs and have one shape, so the features come out the same, bit for bit,
+however often the work was interrupted. Finishing is one rename of the folder.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captionlite.runtime.manifest import ImageSpec
+from captionlite.training import augmentation
 from captionlite.training.datasets.base import Example
 from captionlite.training.encoders import EncoderSpec, encoder_spec, weights_fingerprint
 from captionlite.training.errors import FeatureError
@@ -48,7 +50,7 @@ _log = logging.getLogger(__name__)
 
 
 class FeatureStore:
-    """Features of photographs by id, read from disk when asked for. One store is plain or flipped, never both.
+    """Features of photographs by id, read from disk when asked for. One store has one copy of each.
 
     `shape` is (N, h, w, C), `ids` the photographs there are, `undecodable` the reason by id for those there are not.
     """
@@ -122,7 +124,7 @@ class _Job:
     fingerprint: str
     examples: tuple[Example, ...]
     digests: tuple[str, ...]
-    flipped: bool
+    copy: int
     backend: str
 
     @property
@@ -140,13 +142,20 @@ class _Job:
             "image": [image.height, image.width, image.resize, image.resample],
             "backend": self.backend,
             "batch": BATCH,
+            **({"views": augmentation.VERSION} if self.copy >= augmentation.FIRST_VIEW else {}),
         }
 
     @property
     def name(self) -> str:
         photos = [[example.id, digest] for example, digest in zip(self.examples, self.digests, strict=True)]
         key = hashlib.sha256(json.dumps([self.made_from, photos], sort_keys=True).encode()).hexdigest()
-        return f"{self.spec.name}-{key[:_KEY_LENGTH]}{'-flipped' if self.flipped else ''}"
+        return f"{self.spec.name}-{key[:_KEY_LENGTH]}{self.suffix}"
+
+    @property
+    def suffix(self) -> str:
+        if self.copy == augmentation.PLAIN:
+            return ""
+        return "-flipped" if self.copy == augmentation.MIRRORED else f"-view{self.copy - augmentation.FIRST_VIEW + 1}"
 
 
 def extract_features(
@@ -155,7 +164,7 @@ def extract_features(
     examples: Sequence[Example],
     cache_dir: Path,
     *,
-    flipped: bool = False,
+    copy: int = augmentation.PLAIN,
     progress: Progress = show_progress,
 ) -> FeatureStore:
     """The features of `examples`, from the cache if they are there, else extracted into it.
@@ -168,7 +177,7 @@ def extract_features(
         weights: as for `build_encoder`.
         examples: the photographs; the same one may stand in the list more than once.
         cache_dir: holds all caches; made when it is not there.
-        flipped: mirror each photograph left to right, after it was resized.
+        copy: which copy of each photograph, by `augmentation`'s numbers.
         progress: how to tell how far it is.
 
     Raises:
@@ -185,7 +194,7 @@ def extract_features(
         weights_fingerprint(encoder_name, weights),
         unique,
         _digests(unique),
-        flipped,
+        copy,
         keras.backend.backend(),
     )
     folder = cache_dir.expanduser() / job.name
@@ -254,12 +263,12 @@ def _extract(job: _Job, folder: Path, progress: Progress) -> None:
     shape = (len(job.examples), *job.spec.feature_shape)
     extraction = Extraction(partial, FEATURES, shape)
     photos = tuple(example.image for example in job.examples)
-    label = f"{job.spec.name} features{', flipped' if job.flipped else ''}"
+    label = f"{job.spec.name} features{job.suffix.replace('-', ', ')}"
     with progress(len(photos), label, done=extraction.photos_done) as advance:
-        extraction.run(job.spec.name, job.weights, photos, job.image, job.flipped, advance)
+        extraction.run(job.spec.name, job.weights, photos, job.image, job.copy, advance)
     index = {
         "made_from": job.made_from,
-        "flipped": job.flipped,
+        "copy": job.copy,
         "undecodable": {job.examples[row].id: reason for row, reason in extraction.undecodable.items()},
         "ids": [example.id for example in job.examples],
     }

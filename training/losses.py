@@ -30,3 +30,15 @@ def masked_cross_entropy(
     loss = ops.sum(ops.where(mask > 0, losses, 0.0)) / count
     hits = ops.cast(ops.cast(ops.argmax(logits, axis=-1), "int32") == labels, "float32")
     return loss, ops.sum(hits * mask) / count, count
+
+
+def weighted_cross_entropy(labels: Tensor, logits: Tensor, weights: Tensor, pad_id: int) -> Tensor:
+    """Cross-entropy with a weight a caption, by the number of positions that are neither padding nor banned.
+
+    labels int32 (B, T), logits float32 (B, T, V), weights float32 (B,), which may be negative: with advantages as
+    weights its gradient is that of the policy (REINFORCE, Williams 1992). -> a scalar in nats.
+    """
+    losses = -ops.take_along_axis(ops.log_softmax(logits, axis=-1), labels[..., None], axis=-1)[..., 0]  # (B, T)
+    counts = ops.logical_and(labels != pad_id, losses < IMPOSSIBLE_LOSS)
+    total = ops.sum(ops.where(counts, losses * weights[:, None], 0.0))
+    return total / ops.maximum(ops.sum(ops.cast(counts, "float32")), 1.0)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
+from keras import ops
 
 from captionlite.training.config import OptimizerConfig
 
@@ -20,9 +23,27 @@ def build_optimizer(config: OptimizerConfig, total_steps: int) -> Any:
             warmup_steps=config.warmup_steps,
         )
     common: dict[str, Any] = {"learning_rate": rate, "epsilon": config.epsilon, "clipnorm": config.clipnorm}
+    if config.average is not None:
+        common |= {"use_ema": True, "ema_momentum": config.average}
     if config.weight_decay is None:
         return keras.optimizers.Adam(**common)
     optimizer = keras.optimizers.AdamW(weight_decay=config.weight_decay, **common)
     # Decay pulls matrices towards zero; a normalisation's scale or a bias has no business there.
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "embedding"])
     return optimizer
+
+
+@contextmanager
+def averages(optimizer: Any, model: Any) -> Iterator[None]:
+    """The model with its weights' moving averages in place of the weights, where ``optimizer`` keeps such."""
+    if not optimizer.use_ema:
+        yield
+        return
+    variables = model.trainable_variables
+    own = [ops.convert_to_numpy(ops.copy(variable)) for variable in variables]
+    optimizer.finalize_variable_values(variables)
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, own, strict=True):
+            variable.assign(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,20 @@ from typing import Any
 import keras
 import numpy as np
 from filelock import FileLock, Timeout
-from keras import ops
 
 from captionlite.training.albert_vocabulary import build_sentencepiece_vocabulary, load_vocabulary
-from captionlite.training.batches import BatchPlan
-from captionlite.training.checkpoints import load_variables, save_variables
-from captionlite.training.compiled import TrainStep
+from captionlite.training.checkpoints import load_variables, read_metadata, save_variables
 from captionlite.training.config import RunConfig
 from captionlite.training.curves import draw_curves
 from captionlite.training.data import load_data
 from captionlite.training.errors import ConfigError, RunError
 from captionlite.training.evaluation import DevEvaluator
 from captionlite.training.files import write_bytes_atomically, write_text_atomically
-from captionlite.training.noise import FeatureNoise
-from captionlite.training.optimizers import build_optimizer
+from captionlite.training.optimizers import averages
 from captionlite.training.progress import progress
 from captionlite.training.run import BEST, CONFIG, HISTORY, LAST, VOCABULARY, Run, build_model, read_config, write_json
-from captionlite.training.vocabulary import PAD_ID, STANDARDIZATIONS, WordVocabulary, build_word_vocabulary
+from captionlite.training.stages import Stage, build_stages
+from captionlite.training.vocabulary import STANDARDIZATIONS, WordVocabulary, build_word_vocabulary
 
 CHECKPOINT_SECONDS = 60.0
 SAMPLES = 3  # dev photographs captioned after each epoch, of each data set
@@ -78,37 +75,36 @@ class _Trainer:
         # extracting features builds an encoder, which draws too, and a resumed run finds them in the cache.
         random.seed(config.seed)
         self.model = build_model(config, self.vocabulary)
-        self.noise = FeatureNoise(config.feature_noise) if config.feature_noise > 0 else None
-        if not (directory / LAST).exists():
-            self.model.load_pretrained()
         bias = self.model.output_bias_layer()
         if bias is not None:
             bias.set_from_frequencies(self.vocabulary.frequencies, self.vocabulary.suppressed_ids)
-        self.plan = BatchPlan(
-            self.data.sources(config, self.vocabulary),
-            batch_size=config.batch_size,
-            captions_per_photo=config.captions_per_photo,
-            max_length=self.model.max_length,
-            pad_id=PAD_ID,
-            seed=config.seed,
-            flip=config.flip,
-            draw=config.draw,
-            steps=config.steps_per_epoch,
-        )
-        steps = self.plan.batches_per_epoch
-        self.optimizer = build_optimizer(config.optimizer, steps * config.epochs)
-        self.optimizer.build(self.model.trainable_variables)
-        seeds = [] if self.noise is None else self.noise.variables
-        self.groups = {"model": self.model.variables, "optimizer": self.optimizer.variables, "noise": seeds}
-        self.position = {"epoch": 0, "step": 0}  # the next batch
-        self.sums = {"loss": 0.0, "accuracy": 0.0, "seconds": 0.0}  # over the epoch so far
+        if not (directory / LAST).exists():
+            if config.start is None:
+                self.model.load_pretrained()
+            else:
+                load_variables(Path(config.start) / BEST, {"model": self.model.weights})
+        self.stages = build_stages(config, self.model, self.data, self.vocabulary)
+        self.position = {"stage": 0, "epoch": 0, "step": 0}  # the next batch
+        self.sums: dict[str, float] = {}  # over the epoch so far, by figure, and "seconds"
         self.history: list[dict[str, Any]] = []
         self._restore()
-        self.step = TrainStep(self.model, self.optimizer, self._loss, config.jit_compile, seeds)
+        self.stage.begin()
         write_json(directory / CONFIG, config.to_json())
+
+    @property
+    def stage(self) -> Stage:
+        return self.stages[self.position["stage"]]
+
+    @property
+    def groups(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        stage = self.stage
+        return {"model": self.model.variables, "optimizer": stage.optimizer.variables, "noise": stage.seeds}
 
     def _vocabulary(self) -> WordVocabulary:
         path = self.directory / VOCABULARY
+        if not path.exists() and self.config.start is not None:
+            load_vocabulary(Path(self.config.start) / VOCABULARY).save(path)
         if not path.exists():
             wanted = self.config.vocabulary
             captions = self.data.train_captions()
@@ -126,39 +122,43 @@ class _Trainer:
                 ).save(path)
         return load_vocabulary(path)
 
-    def _loss(self, features: Any, tokens: Any) -> tuple[Any, dict[str, Any]]:
-        if self.noise is not None:
-            features = self.noise(features)
-        loss, accuracy, _ = self.model.objective(
-            features, tokens, pad_id=PAD_ID, label_smoothing=self.config.label_smoothing, training=True
-        )
-        return loss, {"accuracy": accuracy}
-
     def run(self) -> dict[str, Any]:
         run = Run(self.directory, self.config, self.vocabulary, self.model)
         evaluator = DevEvaluator(self.model, run.generator, self.data, self.vocabulary)
         self.report(
             f"{self.config.name}: {self.model.count_params():,} parameters, {len(self.vocabulary.pieces):,} words, "
-            f"{self.plan.batches_per_epoch} batches an epoch"
+            f"{' then '.join(f'{s.epochs} x {s.plan.batches_per_epoch} batches {s.name}' for s in self.stages)}"
         )
         for line in self.data.report():
             self.report(line)
         with _stop_signals() as stopped:
-            while self.position["epoch"] < self.config.epochs and not self._exhausted():
-                self._epoch(stopped)
-                self._finish_epoch(evaluator)
+            while True:
+                while self.position["epoch"] < self.stage.epochs and not self._exhausted():
+                    self._epoch(stopped)
+                    self._finish_epoch(evaluator)
+                if self.position["stage"] + 1 == len(self.stages):
+                    break
+                self._next_stage()
         return self.summary()
 
+    def _next_stage(self) -> None:
+        """From the best weights so far, with an optimiser of its own."""
+        self.stage.sync()
+        if self.history:
+            load_variables(self.directory / BEST, {"model": self.model.weights})
+        self.position = {"stage": self.position["stage"] + 1, "epoch": 0, "step": 0}
+        self.stage.begin()
+        self._save()
+
     def _epoch(self, stopped: list[int]) -> None:
-        epoch, first = self.position["epoch"], self.position["step"]
-        total = self.plan.batches_per_epoch
+        stage, epoch, first = self.stage, self.position["epoch"], self.position["step"]
+        total = stage.plan.batches_per_epoch
         saved = began = time.monotonic()
-        spent = self.sums["seconds"]
-        pending: list[dict[str, Any]] = []
-        with progress(total, f"epoch {epoch + 1}/{self.config.epochs}", done=first) as advance:
-            for batch in self.plan.epoch(epoch, first):
-                features = ops.convert_to_tensor(self.data.features(batch))
-                pending.append(self.step(features, ops.convert_to_tensor(batch.tokens)))
+        spent = self.sums.get("seconds", 0.0)
+        pending: list[Mapping[str, Any]] = []
+        with progress(total, f"{stage.name} epoch {epoch + 1}/{stage.epochs}", done=first) as advance:
+            for batch in stage.plan.epoch(epoch, first):
+                pending.append(stage.run(batch, epoch * total + self.position["step"]))
                 self.position["step"] += 1
                 advance(1)
                 due = time.monotonic() - saved > CHECKPOINT_SECONDS
@@ -168,43 +168,45 @@ class _Trainer:
                 if stopped:
                     self._save()
                     raise Interrupted(
-                        f"stopped in epoch {epoch + 1} after {self.position['step']} batches; state saved"
+                        f"stopped in epoch {len(self.history) + 1} after {self.position['step']} batches; state saved"
                     )
                 if due:
                     self._save()
                     saved = time.monotonic()
-        self.step.sync()
+        stage.sync()
 
-    def _collect(self, pending: list[dict[str, Any]]) -> None:
+    def _collect(self, pending: list[Mapping[str, Any]]) -> None:
         for logs in pending:
-            for key in ("loss", "accuracy"):
-                self.sums[key] += float(logs[key])
+            for key in self.stage.logged:
+                self.sums[key] = self.sums.get(key, 0.0) + float(logs[key])
         pending.clear()
         if not np.isfinite(self.sums["loss"]):
             raise RunError(
-                f"{self.directory}: the loss is not finite in epoch {self.position['epoch'] + 1}; "
+                f"{self.directory}: the loss is not finite in epoch {len(self.history) + 1}; "
                 f"the last checkpoint is kept; lower optimizer.learning_rate or set optimizer.clipnorm"
             )
 
     def _finish_epoch(self, evaluator: DevEvaluator) -> None:
         began = time.monotonic()
-        total = self.plan.batches_per_epoch
-        figures = evaluator.evaluate()
-        self.history.append(
-            {
-                "epoch": self.position["epoch"] + 1,
-                "train": {key: round(self.sums[key] / total, 5) for key in ("loss", "accuracy")},
-                "dev": figures,
-                "train_seconds": round(self.sums["seconds"], 1),
-                "dev_seconds": round(time.monotonic() - began, 1),
-                "samples": evaluator.samples(SAMPLES, self.position["epoch"]),
-            }
-        )
-        if self.best_epoch() == len(self.history):
-            metadata = {"epoch": len(self.history), "dev": figures, "datasets": self.data.facts()}
-            save_variables(self.directory / BEST, {"model": self.model.weights}, metadata)
-        self.position = {"epoch": self.position["epoch"] + 1, "step": 0}
-        self.sums = dict.fromkeys(self.sums, 0.0)
+        number, total = len(self.history) + 1, self.stage.plan.batches_per_epoch
+        with averages(self.stage.optimizer, self.model):
+            figures = evaluator.evaluate()
+            self.history.append(
+                {
+                    "epoch": number,
+                    "stage": self.stage.name,
+                    "train": {key: round(self.sums[key] / total, 5) for key in self.stage.logged},
+                    "dev": figures,
+                    "train_seconds": round(self.sums["seconds"], 1),
+                    "dev_seconds": round(time.monotonic() - began, 1),
+                    "samples": evaluator.samples(SAMPLES, number - 1),
+                }
+            )
+            if self.best_epoch() == number:
+                metadata = {"epoch": number, "dev": figures, "datasets": self.data.facts()}
+                save_variables(self.directory / BEST, {"model": self.model.weights}, metadata)
+        self.position = {**self.position, "epoch": self.position["epoch"] + 1, "step": 0}
+        self.sums = {}
         self._save()
         self._publish()
         self._rotate()
@@ -221,20 +223,20 @@ class _Trainer:
         return int(choose(figures)) + 1
 
     def _exhausted(self) -> bool:
-        return len(self.history) - self.best_epoch() >= self.config.patience
+        """No better figure for ``patience`` epochs of this stage."""
+        return min(len(self.history) - self.best_epoch(), self.position["epoch"]) >= self.config.patience
 
     def _save(self) -> None:
-        self.step.sync()
-        save_variables(
-            self.directory / LAST,
-            self.groups,
-            {"position": self.position, "sums": self.sums, "history": self.history},
-        )
+        self.stage.sync()
+        metadata = {"position": self.position, "sums": self.sums, "history": self.history}
+        save_variables(self.directory / LAST, self.groups, metadata)
 
     def _restore(self) -> None:
         if (self.directory / LAST).exists():
-            metadata = load_variables(self.directory / LAST, self.groups)
+            metadata = read_metadata(self.directory / LAST)
             self.position, self.sums, self.history = (metadata[key] for key in ("position", "sums", "history"))
+            self.position.setdefault("stage", 0)  # runs from before there were stages
+            load_variables(self.directory / LAST, self.groups)
 
     def _publish(self) -> None:
         """Everything that people look at, made anew from the history: a kill in between costs nothing."""
@@ -247,8 +249,9 @@ class _Trainer:
         best = " (best)" if self.best_epoch() == record["epoch"] else ""
         dev = record["dev"]
         shown = "  ".join(f"dev {key} {dev[key]:.4f}" for key in ("loss", "accuracy", "cider") if key in dev)
+        train = "  ".join(f"{key} {value:.4f}" for key, value in record["train"].items() if key != "accuracy")
         self.report(
-            f"epoch {record['epoch']}: loss {record['train']['loss']:.4f}  {shown}  "
+            f"epoch {record['epoch']}: {train}  {shown}  "
             f"{record['train_seconds']:.0f} + {record['dev_seconds']:.0f} s{best}"
         )
 
@@ -263,7 +266,7 @@ class _Trainer:
             writer.add_text("samples", "\n\n".join(record["samples"]), record["epoch"])
 
     def _rotate(self) -> None:
-        every, epoch = self.config.keep_every_epochs, self.position["epoch"]
+        every, epoch = self.config.keep_every_epochs, len(self.history)
         if not every or epoch % every:
             return
         folder = (self.directory / LAST).parent

@@ -98,7 +98,7 @@ def test_features_are_the_encoders_on_the_runtimes_pixels(tmp_path: Path) -> Non
     encoder = build_encoder(TINY, None)
     pixels = np.stack([load_image(example.image, ImageSpec(32, 32)) for example in examples])
     for flipped in (False, True):
-        store = extract(examples, tmp_path / "cache", flipped=flipped)
+        store = extract(examples, tmp_path / "cache", copy=int(flipped))
         assert store.shape == (BATCH + 5, 8, 8, 8)
         assert store.ids == tuple(example.id for example in examples)
         seen = pixels[:, :, ::-1] if flipped else pixels
@@ -135,7 +135,7 @@ def test_rows_come_in_the_order_asked_for(tmp_path: Path) -> None:
 def test_everything_that_changes_features_changes_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     examples = draw_photos(tmp_path / "photos", 3)
     cache = tmp_path / "cache"
-    names = [extract(examples, cache).folder.name, extract(examples, cache, flipped=True).folder.name]
+    names = [extract(examples, cache).folder.name, extract(examples, cache, copy=1).folder.name]
     names.append(extract(examples[:2], cache).folder.name)
     names.append(extract(examples[::-1], cache).folder.name)
     save_encoder_weights(build_encoder(TINY, None), tmp_path / "w.npz")
