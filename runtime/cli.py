@@ -24,6 +24,7 @@ COMMANDS = {
     "caption": LazyCommand("captionlite.runtime.commands.caption", "Caption photographs."),
     "camera": LazyCommand("captionlite.runtime.commands.camera", "Caption what a camera sees now."),
     "serve": LazyCommand("captionlite.runtime.commands.serve", "Caption photographs over HTTP.", "serve"),
+    "service": LazyCommand("captionlite.runtime.commands.service", "Have systemd run the service.", "serve"),
     "score": LazyCommand("captionlite.runtime.commands.score", "Say how well a caption fits a photograph."),
     "inspect": LazyCommand("captionlite.runtime.commands.inspect", "Show what a bundle holds."),
     "verify": LazyCommand("captionlite.runtime.commands.verify", "Check a bundle's golden vectors on this machine."),

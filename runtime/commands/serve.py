@@ -10,6 +10,7 @@ from captionlite.runtime.commands.options import decoding_options, delegate_opti
 
 if TYPE_CHECKING:
     from captionlite.runtime.delegates import DelegateSpec
+    from captionlite.runtime.service.limits import Limits
 
 MB = 10**6
 
@@ -54,19 +55,11 @@ def command(
     token_file: Path | None,
     allow_host: tuple[str, ...],
     bundle_name: str,
-    workers: int | None,
     threads: int,
-    queue: int,
-    max_upload_mb: float,
-    max_megapixels: float,
-    timeout: float,
-    read_timeout: float,
-    max_connections: int,
-    grace: float,
     delegate: "DelegateSpec | None",
     min_confidence: float | None,
     as_json: bool,
-    **decoding: Any,
+    **others: Any,
 ) -> None:
     """Caption photographs over HTTP: POST /v1/caption, with /healthz, /metrics and /openapi.json.
 
@@ -78,7 +71,7 @@ def command(
     curl -F image=@photo.jpg localhost:8080/v1/caption
     curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' 'localhost:8080/v1/caption?beams=3'
     """
-    options = read_options(decoding)
+    options = read_options({name: value for name, value in others.items() if name not in _LIMITS})
     import os
 
     from captionlite.runtime.bundle import Bundle
@@ -89,22 +82,12 @@ def command(
     from captionlite.runtime.service.answers import Answerer
     from captionlite.runtime.service.app import Pool, Service
     from captionlite.runtime.service.body import Held
-    from captionlite.runtime.service.limits import Limits, default_workers
     from captionlite.runtime.service.metrics import Metrics
     from captionlite.runtime.service.parameters import Asked
     from captionlite.runtime.service.problems import RequestError
     from captionlite.runtime.service.server import listen, run, url_of
 
-    limits = Limits(
-        workers=workers or (1 if delegate else default_workers()),  # an accelerator is one
-        queue=queue,
-        upload_bytes=round(max_upload_mb * MB),
-        pixels=round(max_megapixels * MB),
-        timeout_s=timeout,
-        read_timeout_s=read_timeout,
-        connections=max_connections,
-        grace_s=grace,
-    )
+    limits = limits_of(click.get_current_context().params)
     access = Access.of(host, read_token(token_file), allow_host)
     bundle = Bundle.open(bundle_name)
     asked = Asked(options, min_confidence)
@@ -141,3 +124,24 @@ def command(
         )
 
     run(Service(pool, limits, access, metrics, held), listener, ready)
+
+
+_LIMITS = {
+    "workers", "queue", "max_upload_mb", "max_megapixels", "timeout", "read_timeout", "max_connections", "grace",
+}  # fmt: skip
+
+
+def limits_of(given: dict[str, Any]) -> "Limits":
+    """The bounds that the options of `serve` set. Raises OptionsError."""
+    from captionlite.runtime.service.limits import Limits, default_workers
+
+    return Limits(
+        workers=given["workers"] or (1 if given["delegate"] else default_workers()),  # an accelerator is one
+        queue=given["queue"],
+        upload_bytes=round(given["max_upload_mb"] * MB),
+        pixels=round(given["max_megapixels"] * MB),
+        timeout_s=given["timeout"],
+        read_timeout_s=given["read_timeout"],
+        connections=given["max_connections"],
+        grace_s=given["grace"],
+    )
