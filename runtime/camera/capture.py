@@ -104,8 +104,8 @@ class Capture:
         self._sessions += 1
         self.waiting = False
         self.reconnects = self._sessions - 1
-        if away_s is not None:
-            self._tell(f"{self._source.description}: there again after {away_s:.1f} s.")
+        again = f"there again after {away_s:.1f} s" if away_s is not None else "watching; Ctrl-C ends it"
+        self._tell(f"{self._source.description}: {again}.")
 
     def _hand_on(self, frame: Frame) -> None:
         self.captured += 1

@@ -60,11 +60,15 @@ class OpenCvCamera:
         """Frames as they come. Raises SourceError when reading fails several times in a row."""
         failed, thin = 0, Thin(self._fps)
         while not stopped.is_set():
-            good, image = self._capture.read()
-            if good:
-                failed, now_s = 0, monotonic()
-                if not thin.leaves_out(now_s):
+            try:
+                good, image = self._capture.read()
+                now_s = monotonic()
+                if good and not thin.leaves_out(now_s):
                     yield Frame(self._cv2.cvtColor(image, self._cv2.COLOR_BGR2RGB), now_s)
+            except self._cv2.error as error:
+                raise SourceError(f"{self.description}: lost ({str(error).strip()[:200]}).") from None
+            if good:
+                failed = 0
                 continue
             failed += 1
             if failed == IN_A_ROW:

@@ -1,6 +1,7 @@
 """`captionlite camera SOURCE`: captions of what a camera sees now."""
 
 import json
+import os
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from captionlite.runtime.camera.watcher import Output
 
 WINDOW = "window"
+INTERVAL_S = 0.5
 
 
 def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -50,9 +52,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 @click.option(
     "--interval",
     type=click.FloatRange(min=0),
-    default=0.5,
-    show_default=True,
-    help="Seconds from a caption to the next, while the scene changes.",
+    help="Seconds from a caption to the next while the scene changes.  [default: 0.5; of a folder 0]",
 )
 @click.option(
     "--threshold",
@@ -79,7 +79,7 @@ def command(
     loop: bool,
     every_frame: bool,
     wait_for_it: bool,
-    interval: float,
+    interval: float | None,
     threshold: float | None,
     min_confidence: float | None,
     speak: bool,
@@ -155,14 +155,13 @@ def command(
             fresh,
             outputs,
             _tell,
-            interval_s=0.0 if every_frame else interval,
+            interval_s=_interval_s(interval, stills=os.path.isdir(source), every_frame=every_frame),
             min_confidence=min_confidence,
             report_s=stats_s,
             silent_s=max(SILENT_S, 3 / fps if fps else 0.0),
         )
         try:
             with capture:
-                _tell(f"{chosen.description}: watching. Ctrl-C ends it.")
                 watcher.watch(lambda: any(end() for end in ends), seconds)
             if speaker is not None and not stopped():
                 speaker.finish()
@@ -200,6 +199,13 @@ def _overlay_address(value: str | None) -> tuple[str, int] | str | None:
         return parse_address(value)
     except ValueError as error:
         raise click.BadParameter(f"{error}; or `window`.", param_hint="--overlay") from None
+
+
+def _interval_s(given: float | None, *, stills: bool, every_frame: bool) -> float:
+    """Twice a second is as much as people can read, but of photographs each is meant to have its caption."""
+    if every_frame:
+        return 0.0
+    return given if given is not None else 0.0 if stills else INTERVAL_S
 
 
 def _show(stack: ExitStack, where: tuple[str, int] | str, title: str) -> "tuple[Overlay, Callable[[], bool]]":
