@@ -258,7 +258,8 @@ def _to_8_bits(image: Image.Image, file_format: str | None) -> npt.NDArray[np.ui
     16 bits are scaled by 65535. For the others nothing says what white is, so the values tell: integers up to 255 and
     65535, and floats up to 1 and 255, are taken on that scale, and anything else is stretched from least to greatest.
     """
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    values = np.asarray(image).astype(np.float64)
+    np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)  # in place: 8 bytes a pixel
     low, high = float(values.min()), float(values.max())
     is_float = image.mode == "F"
     if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):  # older Pillow: PNG's 16 as "I"
@@ -269,8 +270,10 @@ def _to_8_bits(image: Image.Image, file_format: str | None) -> npt.NDArray[np.ui
         low, high = 0.0, 255.0
     elif low >= 0 and not is_float and high <= 65535:
         low, high = 0.0, 65535.0
-    scaled = (values - low) * (255.0 / (high - low or 1.0))
-    return np.rint(scaled).clip(0, 255).astype(np.uint8)
+    values -= low
+    values *= 255.0 / (high - low or 1.0)
+    np.rint(values, out=values)
+    return values.clip(0, 255, out=values).astype(np.uint8)
 
 
 def _describe(source: ImageSource) -> str:
