@@ -40,7 +40,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path_or_name: str | Path = "default") -> "Bundle":
-        """Open a bundle directory, a bundle zip, or a bundle of the package by name ("default").
+        """Open a bundle directory, a bundle zip, or a bundle by name: the packaged "default", or a pulled one.
 
         Raises BundleError when it is missing, damaged, inconsistent or of a newer major format.
         """
@@ -53,6 +53,10 @@ class Bundle:
         for graph in manifest.graphs.values():
             _check_flatbuffer(source, graph.file, f"{location}/{graph.file}")
         return cls(location, manifest, source)
+
+    def manifest_bytes(self) -> bytes:
+        """The manifest's file as it is. Raises BundleError."""
+        return self._source.read(MANIFEST_FILE, MAX_MANIFEST_BYTES)
 
     def read(self, name: str) -> bytes:
         """The whole of one file that the manifest lists. Raises BundleError."""
@@ -175,9 +179,31 @@ def _locate(path_or_name: str | Path) -> Path:
             )
         return location
     location = Path(path_or_name)
-    if not location.exists():
-        raise BundleError(f"{location}: no such bundle. Expected a bundle directory, a bundle zip, or `default`.")
-    return location
+    if location.exists():
+        return location
+    return _named(str(path_or_name), location)
+
+
+def _named(name: str, location: Path) -> Path:
+    """The bundle that `captionlite models pull` has put into the cache under this name."""
+    from captionlite.runtime.errors import ModelError
+    from captionlite.runtime.models import cache  # which is loaded for names alone
+
+    found = cache.find(name)
+    if found is not None:
+        return found.path
+    try:
+        kept = str(cache.models_directory())
+        there = ", ".join(one.label for one in cache.cached()) or "none"
+    except ModelError:
+        kept, there = "a cache", "none, because this user has no home"
+    pull = ""
+    if "/" not in name and not name.endswith(".zip"):
+        pull = f" `captionlite models list` shows what an index has, `captionlite models pull {name}` fetches it."
+    raise BundleError(
+        f"{location}: no such bundle. Looked for a bundle directory or zip at {location.absolute()}, for a pulled "
+        f"bundle of that name in {kept} (there: {there}), and in the package (there: `default`).{pull}"
+    )
 
 
 def _read_at_most(file: BinaryIO, limit: int, where: str) -> bytes:

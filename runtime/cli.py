@@ -29,6 +29,7 @@ COMMANDS = {
     "inspect": LazyCommand("captionlite.runtime.commands.inspect", "Show what a bundle holds."),
     "verify": LazyCommand("captionlite.runtime.commands.verify", "Check a bundle's golden vectors on this machine."),
     "env": LazyCommand("captionlite.runtime.commands.env", "Show this machine, its interpreter and versions."),
+    "models": LazyCommand("captionlite.runtime.commands.models", "Fetch and keep named bundles."),
     "presets": LazyCommand("captionlite.training.commands.presets", "List what can be trained.", "train"),
     "train": LazyCommand("captionlite.training.commands.train", "Train a captioning model.", "train"),
     "export": LazyCommand("captionlite.export.commands.export", "Turn a trained model into a bundle.", "export"),

@@ -29,5 +29,9 @@ class OptionsError(CaptionliteError):
     """Decoding options that make no sense, or that this bundle cannot follow."""
 
 
+class ModelError(CaptionliteError):
+    """A named bundle that cannot be found, downloaded or kept, or an index that is not what it should be."""
+
+
 class OutputError(CaptionliteError):
     """A file that cannot be written where it was asked for."""

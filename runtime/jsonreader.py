@@ -45,6 +45,7 @@ class Node:
     value: Any
     path: str
     where: str
+    advice: str = "Export the bundle again."  # the last sentence of every refusal
 
     def fail(self, expected: str) -> BundleError:
         """The error for a value that is not what was expected; the caller raises it."""
@@ -52,7 +53,7 @@ class Node:
         if len(found) > 80:
             found = found[:77] + "..."
         place = self.path or "the top level"
-        return BundleError(f"{self.where}: {place} is {found}, expected {expected}. Export the bundle again.")
+        return BundleError(f"{self.where}: {place} is {found}, expected {expected}. {self.advice}")
 
     def fields(self, *names: str, optional: tuple[str, ...] = (), allow_extra: bool = False) -> dict[str, "Node"]:
         """The named fields of an object; a missing one, and an unknown one unless allowed, is refused.
@@ -63,22 +64,22 @@ class Node:
             raise self.fail("an object")
         for name in names:
             if name not in self.value:
-                raise BundleError(f"{self.where}: {self._child(name)} is missing. Export the bundle again.")
+                raise BundleError(f"{self.where}: {self._child(name)} is missing. {self.advice}")
         if not allow_extra:
             for name in self.value:
                 if name not in names and name not in optional:
                     raise BundleError(
                         f"{self.where}: {self._child(name)} is not a field of this format, expected only "
-                        f"{', '.join((*names, *optional))}. Export the bundle again."
+                        f"{', '.join((*names, *optional))}. {self.advice}"
                     )
         present = (*names, *(name for name in optional if name in self.value))
-        return {name: Node(self.value[name], self._child(name), self.where) for name in present}
+        return {name: Node(self.value[name], self._child(name), self.where, self.advice) for name in present}
 
     def items(self) -> dict[str, "Node"]:
         """Every entry of an object whose keys are free."""
         if not isinstance(self.value, dict):
             raise self.fail("an object")
-        return {name: Node(value, self._child(name), self.where) for name, value in self.value.items()}
+        return {name: Node(value, self._child(name), self.where, self.advice) for name, value in self.value.items()}
 
     def list_of(self, read: Callable[["Node"], T], longest: int = 4096) -> tuple[T, ...]:
         """A list, each element read by `read`."""
@@ -86,7 +87,9 @@ class Node:
             raise self.fail("a list")
         if len(self.value) > longest:
             raise BundleError(f"{self.where}: {self.path} has {len(self.value)} entries, expected at most {longest}.")
-        return tuple(read(Node(value, f"{self.path}[{i}]", self.where)) for i, value in enumerate(self.value))
+        return tuple(
+            read(Node(value, f"{self.path}[{i}]", self.where, self.advice)) for i, value in enumerate(self.value)
+        )
 
     def text(self, longest: int = 200) -> str:
         """A non-empty printable string."""

@@ -14,9 +14,18 @@ _ERASE = "\r\x1b[K"
 class ProgressLine:
     """Call `advance` for everything done, and `hide` before anything else is printed. A context manager, to end it."""
 
-    def __init__(self, total: int, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        """`total`: how many there are. Silent for a single one, and where `stream` (stderr) is no terminal."""
-        self._total, self._clock = total, clock
+    def __init__(
+        self,
+        total: int,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        tell: "Callable[[int, int, float], str] | None" = None,
+    ) -> None:
+        """`total`: how many there are. Silent for a single one, and where `stream` (stderr) is no terminal.
+
+        `tell(done, total, seconds)` makes the line; `describe` when it is not given.
+        """
+        self._total, self._clock, self._tell = total, clock, tell or describe
         self._stream = stream or sys.stderr
         self._active = total > 1 and self._stream is not None and self._stream.isatty()
         self._started_s = clock()
@@ -31,15 +40,15 @@ class ProgressLine:
     def __exit__(self, *error: object) -> None:
         self.hide()
 
-    def advance(self) -> None:
-        """One more is done."""
-        self._done += 1
+    def advance(self, count: int = 1) -> None:
+        """One more is done, or so many; less than none where something has to be done again."""
+        self._done += count
         now_s = self._clock()
         if not self._active or (now_s < self._next_s and not self._hidden):
             return
         self._next_s = now_s + REDRAW_S
         self._shown, self._hidden = True, False
-        self._stream.write(_ERASE + describe(self._done, self._total, now_s - self._started_s))
+        self._stream.write(_ERASE + self._tell(self._done, self._total, now_s - self._started_s))
         self._stream.flush()
 
     def hide(self) -> None:
@@ -55,6 +64,15 @@ def describe(done: int, total: int, seconds: float) -> str:
     rate = done / seconds if seconds > 0 else 0.0
     left = f", {duration((total - done) / rate)} left" if rate else ""
     return f"{done}/{total}, {100 * done // max(total, 1)} %, {rate:.3g} a second{left}"
+
+
+def describe_bytes(done: int, total: int, seconds: float) -> str:
+    """As in "3.1 of 8.4 MB, 37 %, 1.2 MB a second, 4 s left"."""
+    rate = done / seconds if seconds > 0 else 0.0
+    left = f", {duration((total - done) / rate)} left" if rate else ""
+    return (
+        f"{done / 1e6:.1f} of {total / 1e6:.1f} MB, {100 * done // max(total, 1)} %, {rate / 1e6:.3g} MB a second{left}"
+    )
 
 
 def duration(seconds: float) -> str:

@@ -1,8 +1,8 @@
 """Self-checks that passed, remembered in the user's cache: an empty promise is worse than a check that runs again.
 
-One small file a pass, `$XDG_CACHE_HOME/captionlite/selfcheck/KEY` (or below `~/.cache`), KEY a hash of all that the
-numbers depend on. Nothing is believed but that a file of this user with exactly the right content is there, and
-nothing about the cache ever raises: where it cannot be used, the check runs at every start.
+One small file a pass, `$XDG_CACHE_HOME/captionlite/selfcheck/KEY` (or below `~/.cache`, or in `$CAPTIONLITE_CACHE`),
+KEY a hash of all that the numbers depend on. Nothing is believed but that a file of this user with exactly the right
+content is there, and nothing about the cache ever raises: where it cannot be used, the check runs at every start.
 """
 
 import os
@@ -50,13 +50,22 @@ def remember_pass(key: str) -> None:
 
 def cache_directory() -> Path | None:
     """Where passes are remembered; None for a user without a home."""
+    root = cache_root()
+    return None if root is None else root / "selfcheck"
+
+
+def cache_root() -> Path | None:
+    """captionlite's own folder in the user's cache, or `CAPTIONLITE_CACHE`; None for a user without a home."""
+    own = os.environ.get("CAPTIONLITE_CACHE", "")
+    if os.path.isabs(own):
+        return Path(own)
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):  # the specification of base directories has relative ones ignored
         home = os.path.expanduser("~") if os.environ.get("HOME") != "" else ""
         if not os.path.isabs(home) or not os.path.isdir(home):
             return None
         base = os.path.join(home, ".cache")
-    return Path(base, "captionlite", "selfcheck")
+    return Path(base, "captionlite")
 
 
 def _content(key: str) -> bytes:
