@@ -314,8 +314,7 @@ def table(result: dict[str, Any]) -> str:
         f"    greatest {latency['max']} ms; {100 * result['cpu_of_one_core']:.0f} % of a core; load {loads}",
         f"memory: {result['growth_mb']:+.2f} MB from {result['growth_after_s']:.0f} s on",
         f"camera away for {vanished['away_s']} s: {resumed};",
-        f"    {vanished['captions_before']} captions before, {vanished['captions_after']} after, "
-        f"{vanished['reconnects']} reconnects",
+        f"    captions before {vanished['captions_before']}, after {vanished['captions_after']}",
     ]
     return "\n".join(lines)
 

@@ -79,10 +79,12 @@ class Thin:
 
     def __init__(self, fps: float | None) -> None:
         self._gap_s = 1 / fps if fps else 0.0
-        self._due_s = float("-inf")
+        self._due_s: float | None = None
 
     def leaves_out(self, at_s: float) -> bool:
         """Whether to leave out the frame of this moment; by the same clock each time."""
+        if self._due_s is None:
+            self._due_s = at_s
         if at_s < self._due_s - self._gap_s / 10:  # what only jitters is in time
             return True
         self._due_s = max(self._due_s, at_s - self._gap_s) + self._gap_s

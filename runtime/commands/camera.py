@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from captionlite.runtime.commands.options import decoding_options, read_options
+from captionlite.runtime.commands.options import decoding_options, delegate_option, read_options, tell_delegate
 from captionlite.runtime.errors import OptionsError
 
 if TYPE_CHECKING:
     from captionlite.runtime.camera.overlay import Overlay
     from captionlite.runtime.camera.stats import Stats
     from captionlite.runtime.camera.watcher import Output
+    from captionlite.runtime.delegates import DelegateSpec
 
 WINDOW = "window"
 INTERVAL_S = 0.5
@@ -39,6 +40,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 @click.argument("source", default="auto", metavar="[SOURCE]")
 @click.option("--bundle", "bundle_name", default="default", show_default=True, help="Bundle directory, zip or name.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the encoder.  [default: all cores]")
+@delegate_option
 @decoding_options
 @click.option("--size", callback=_size, metavar="WxH", help="Pixels asked of a camera.  [default: 640x480]")
 @click.option(
@@ -74,6 +76,7 @@ def command(
     source: str,
     bundle_name: str,
     threads: int | None,
+    delegate: "DelegateSpec | None",
     size: tuple[int, int] | None,
     fps: float | None,
     loop: bool,
@@ -118,8 +121,9 @@ def command(
     if every_frame and chosen.live:
         raise click.UsageError(f"--every-frame: {chosen.description} does not wait; it is for folders and videos.")
     with without_chatter():
-        captioner = Captioner.from_bundle(bundle_name, threads)
+        captioner = Captioner.from_bundle(bundle_name, threads, delegate=delegate)
         captioner.check(options)
+    tell_delegate(captioner)
     if min_confidence is not None and captioner.bundle.manifest.decoding.confidence is None:
         raise OptionsError(
             f"--min-confidence: {captioner.bundle.manifest.name!r} has no calibrated confidence. "
