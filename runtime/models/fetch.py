@@ -210,9 +210,8 @@ class Web:
                 raise ConnectionError(f"the server answers {refused.code} {refused.reason}") from None
             if refused.code == 416 and "Range" in headers:
                 raise _NoSuchRangeError from None
-            raise ModelError(
-                f"{url}: the server answers {refused.code} {refused.reason}. Is the address right?"
-            ) from None
+            reason = " ".join(str(refused.reason).split())
+            raise ModelError(f"{url}: the server answers {refused.code} {reason}. Is the address right?") from None
         except error.URLError as problem:
             if isinstance(problem.reason, ssl.SSLCertVerificationError):
                 raise ModelError(
