@@ -14,10 +14,10 @@ What is not as on a Pi:
 - Debian, not Raspberry Pi OS, which is Debian with packages of its own and, for 32 bits, piwheels.org as a second index
   for pip. That one is not asked here: the 32-bit environment sees apt's NumPy and Pillow (`--system-site-packages`).
 - pip keeps this machine's settings of how the network is reached (certificates, proxy, mirror), and no others.
-- `bench run` needs the extra `bench` (psutil, rich), installed after the runtime has been listed and weighed; on 32 bits
+- `bench run` needs the extra `bench`, which is installed after the runtime has been listed and weighed; on 32 bits
   PyPI has no wheels of some of it, and apt's psutil and rich are used. It measures 8 captions unless --bench quick.
 
-Exit codes: 1 when a verify or an install fails, 2 wrong usage, 77 when a system could not be made here (with the reason).
+Exit codes: 1 when a verify or an install fails, 2 wrong usage, 77 when a system could not be made here (it says why).
 """
 
 from __future__ import annotations
