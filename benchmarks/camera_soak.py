@@ -36,7 +36,6 @@ from captionlite.runtime.errors import CaptionliteError
 
 SIZE, FPS = (640, 480), 30.0
 STREAM_FPS = 15.0
-MEMORY_EVERY_S = 1.0
 PHOTO_S = 3.0
 RESUME_WITHIN_S = 30.0
 
@@ -64,8 +63,13 @@ class Run:
         return found
 
 
-def watch(source: str, arguments: Sequence[str], during: Callable[[Run, float], None] = lambda run, s: None) -> Run:
-    """Run the command to its end, measuring its memory; `during(run, seconds)` is called again and again meanwhile."""
+def watch(
+    source: str,
+    arguments: Sequence[str],
+    enough: Callable[[Run, float], bool] = lambda run, seconds: False,
+    memory_every_s: float = 1.0,
+) -> Run:
+    """Run the command to its end, measuring its memory, or until `enough(run, seconds)` says so."""
     import psutil
 
     script = Path(sys.executable).with_name("captionlite")
@@ -97,19 +101,22 @@ def watch(source: str, arguments: Sequence[str], during: Callable[[Run, float], 
         while process.poll() is None:
             now_s = monotonic() - started_s
             try:
-                if not run.memory or now_s - run.memory[-1][0] >= MEMORY_EVERY_S:
+                if not run.memory or now_s - run.memory[-1][0] >= memory_every_s:
                     run.memory.append((now_s, seen.memory_info().rss))
                     times = seen.cpu_times()
                     run.cpu_s = times.user + times.system
             except psutil.Error:
                 break  # it has ended between poll and here
-            during(run, now_s)
+            if enough(run, now_s):
+                break
             sleep(0.02)
     finally:
         process.terminate()
         run.returncode = process.wait()
         for reader in readers:
             reader.join(5.0)
+        stdout.close()
+        stderr.close()
     return run
 
 
@@ -193,7 +200,7 @@ def vanish(frames: Sequence[bytes], arguments: Sequence[str], up_s: float, away_
     gone_s: list[float] = []
     back_s: list[float] = []
 
-    def pull_the_cable(run: Run, now_s: float) -> None:
+    def pull_the_cable(run: Run, now_s: float) -> bool:
         captions = run.captions
         if not gone_s and captions and now_s > captions[0][0] + up_s:
             server.stop()
@@ -201,9 +208,13 @@ def vanish(frames: Sequence[bytes], arguments: Sequence[str], up_s: float, away_
         elif gone_s and not back_s and now_s > gone_s[0] + away_s:
             server.start()
             back_s.append(now_s)
+        if not back_s:
+            return False
+        after = [at_s for at_s, _ in captions if at_s > back_s[0]]
+        return bool(after) and now_s > after[0] + up_s
 
     try:
-        seconds = 2 * up_s + away_s + RESUME_WITHIN_S / 2
+        seconds = 2 * up_s + away_s + RESUME_WITHIN_S
         run = watch(server.url, [*arguments, "--seconds", f"{seconds:g}"], pull_the_cable)
     finally:
         server.stop()
@@ -278,7 +289,7 @@ def measure(
             click.echo(f"making a video of {length_s:.0f} s, {SIZE[0]} x {SIZE[1]}, {FPS:g} frames/s ...", err=True)
             write_video(Path(video), length_s, pictures)
         click.echo(f"playing it for {seconds / 60:g} minutes ...", err=True)
-        run = watch(video, [*arguments, "--loop", "--seconds", f"{seconds:g}"])
+        run = watch(video, [*arguments, "--loop", "--seconds", f"{seconds:g}"], memory_every_s=min(1.0, seconds / 60))
     stats = run.stats
     load.append(os.getloadavg()[0])
     click.echo("a camera that vanishes ...", err=True)

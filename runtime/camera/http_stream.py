@@ -32,9 +32,9 @@ class HttpStream:
             self._parts = urlsplit(url)
             self._port = self._parts.port
         except ValueError as error:
-            raise SourceError(f"{url!r}: no valid address ({error}).") from None
+            raise SourceError(f"{_shown(url)!r}: no valid address ({error}).") from None
         if not self._parts.hostname or any(character <= " " for character in url):
-            raise SourceError(f"{url!r}: no valid address. Expected http://HOST[:PORT]/PATH, spaces as %20.")
+            raise SourceError(f"{_shown(url)!r}: no valid address. Expected http://HOST[:PORT]/PATH, spaces as %20.")
         shown = self._parts.hostname if self._port is None else f"{self._parts.hostname}:{self._port}"
         self._url = f"{self._parts.scheme}://{shown}{self._parts.path}"  # without password and query, which may be one
         self.description = f"stream {self._url}"
@@ -149,6 +149,12 @@ _MEANING = {
     503: "(busy or starting)",
     **dict.fromkeys((301, 302, 303, 307, 308), "(it points elsewhere, which is not followed; give the final address)"),
 }
+
+
+def _shown(url: str) -> str:
+    """An address without its password, however broken it is."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 def _reason(error: Exception) -> str:

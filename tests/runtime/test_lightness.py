@@ -23,6 +23,7 @@ CHEAP = {
     "the version": "import captionlite.runtime as r; r.__version__; r.CaptionliteError",
     "the bundle": "from captionlite.runtime import Bundle",
     "--help": "from captionlite.runtime.cli import cli; cli(['--help'], standalone_mode=False)",
+    "camera --help": "from captionlite.runtime.cli import cli; cli(['camera', '--help'], standalone_mode=False)",
     "caption --help": "from captionlite.runtime.cli import cli; cli(['caption', '--help'], standalone_mode=False)",
 }
 
