@@ -63,10 +63,11 @@ _STAGES = (
 )
 
 
-def build_efficientnet_lite(variant: EfficientNetLite, *, classes: int | None = None) -> Any:
+def build_efficientnet_lite(variant: EfficientNetLite, *, classes: int | None = None, blocks: int | None = None) -> Any:
     """A `keras.Model` from float32 pixels 0..255 (B, H, W, 3) to features (B, H/32, W/32, 1280).
 
-    With `classes`, the ImageNet classifier is put on top and the output is its logits (B, classes).
+    With `classes`, the ImageNet classifier is put on top and the output is its logits (B, classes). With `blocks`, only
+    the first so many inverted residuals are there, and the output is what the last of them gives.
     """
     pixels = keras.Input((*variant.image_size, 3), name="image")
     x = layers.Rescaling(1 / _PIXEL_SCALE, offset=-_PIXEL_MEAN / _PIXEL_SCALE, name="normalize")(pixels)
@@ -83,6 +84,8 @@ def build_efficientnet_lite(variant: EfficientNetLite, *, classes: int | None = 
             x = _block(x, stage, strides, filters_in, filters, f"block{block}")
             filters_in = filters
             block += 1
+            if block == blocks:
+                return keras.Model(pixels, x, name=f"{variant.name}_{blocks}_blocks")
     x = _conv(x, _HEAD_FILTERS, kernel=1, strides=1, name="head_conv")
     x = _norm(x, "head_bn", relu=True)
     if classes is not None:
@@ -94,7 +97,7 @@ def build_efficientnet_lite(variant: EfficientNetLite, *, classes: int | None = 
 def assign_torch_weights(model: Any, tensors: Mapping[str, np.ndarray[Any, Any]], where: str) -> None:
     """Give `model` the tensors of the PyTorch port, by name. Every one must have its place.
 
-    Only the classifier's tensors may be left over, and only when the model was built without it.
+    Only the tensors of what the model was built without may be left over: the classifier, the head and last blocks.
 
     Raises:
         WeightsError: a tensor is missing, does not fit, or has no place in the model; nothing has been assigned then.
@@ -103,6 +106,10 @@ def assign_torch_weights(model: Any, tensors: Mapping[str, np.ndarray[Any, Any]]
     unused = {name for name in tensors if not name.endswith(".num_batches_tracked")}
     if "classifier" not in layer_names:
         unused -= {"_fc.weight", "_fc.bias"}
+    if "head_conv" not in layer_names:
+        blocks = {name.split("_")[0].removeprefix("block") for name in layer_names if name.startswith("block")}
+        unused = {n for n in unused if not n.startswith(("_conv_head.", "_bn1."))}
+        unused = {n for n in unused if not n.startswith("_blocks.") or n.split(".")[1] in blocks}
     new_weights = []
     for layer in model.layers:
         names = _torch_names(layer)

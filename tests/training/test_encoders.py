@@ -284,6 +284,14 @@ def test_the_family_scales_as_published() -> None:
     assert counts == {"efficientnet_lite0": 4_652_008, "efficientnet_lite1": 5_416_680, "efficientnet_lite2": 6_092_072}
 
 
+def test_a_cut_network_is_the_whole_ones_beginning() -> None:
+    package = packaged_weights()
+    cut, whole = build_encoder("efficientnet_lite0_13_blocks", package), build_encoder("efficientnet_lite0", package)
+    inside = keras.Model(whole.input, whole.get_layer("block12_add").output)
+    pixels = np.random.default_rng(1).uniform(0, 255, (1, 224, 224, 3)).astype(np.float32)
+    np.testing.assert_array_equal(*(keras.ops.convert_to_numpy(m(pixels, training=False)) for m in (cut, inside)))
+
+
 def test_padding_is_tensorflows_at_stride_two() -> None:
     """At stride 2 an even input is padded at the bottom and right only: the first output sees pixels 0, 1 and 2."""
     model = build_efficientnet_lite(EFFICIENTNET_LITE0)

@@ -21,11 +21,21 @@ DEFAULT_CACHE = "~/.cache/captionlite/features"
 @click.option(
     "--cache", type=click.Path(path_type=Path), default=DEFAULT_CACHE, show_default=True, help="Feature cache."
 )
+@click.option(
+    "--from", "start", type=click.Path(path_type=Path), help="Start from that run's best weights, with its vocabulary."
+)
 @click.option("--resume", is_flag=True, help="Continue the run in --out where its last checkpoint stands.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a setting, e.g. epochs=3.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def command(
-    preset: str, data: tuple[str, ...], out: Path, cache: Path, resume: bool, settings: tuple[str, ...], as_json: bool
+    preset: str,
+    data: tuple[str, ...],
+    out: Path,
+    cache: Path,
+    start: Path | None,
+    resume: bool,
+    settings: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Train PRESET (a name from `captionlite presets`, or a JSON file) into the run directory --out.
 
@@ -38,6 +48,8 @@ def command(
     config = load_config(preset, settings)
     if data:
         config = dataclasses.replace(config, data=tuple(map(parse_data, data)))
+    if start is not None:
+        config = dataclasses.replace(config, start=str(start))
     try:
         summary = train(config, out, cache.expanduser(), resume=resume, report=lambda line: click.echo(line, err=True))
     except Interrupted as stop:
