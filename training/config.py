@@ -63,10 +63,12 @@ class SelfCriticalConfig:
     photographs: int = 32  # a batch
     samples: int = 5
     captions: int = 1
-    cross_entropy: float = 0.1
+    cross_entropy: float = 0.2
     bleu: float = 0.5  # weight of smoothed BLEU-4 beside CIDEr-D, which weighs 1
-    repetition: float = 0.5  # what a caption loses for each pair of words that it says twice
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-5, schedule="cosine", clipnorm=1.0)
+    repetition: float = 0.1  # what a caption loses for each pair of words that it says twice
+    optimizer: OptimizerConfig = OptimizerConfig(
+        learning_rate=1e-4, schedule="cosine", warmup_steps=50, clipnorm=1.0, average=0.99
+    )
 
 
 @dataclasses.dataclass(frozen=True)
