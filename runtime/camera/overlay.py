@@ -10,6 +10,7 @@ from PIL import ImageDraw, ImageFont
 from captionlite.runtime.camera.source import Frame, FrameImage
 from captionlite.runtime.camera.watcher import Told
 from captionlite.runtime.errors import ImageError
+from captionlite.runtime.fonts import default_font
 from captionlite.runtime.image import open_upright
 
 LONGEST = 960
@@ -119,7 +120,10 @@ def draw(source: FrameImage, caption: str) -> bytes:
 
 
 def _font(size: int) -> "ImageFont.FreeTypeFont | ImageFont.ImageFont":
-    return ImageFont.load_default(size)  # Pillow's own, small where Pillow was built without FreeType
+    try:
+        return default_font(size)  # small where Pillow was built without FreeType
+    except OSError:
+        return ImageFont.load_default()
 
 
 def _wrapped(text: str, width: float, length: Callable[[str], float]) -> list[str]:

@@ -4,9 +4,10 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from threading import Condition, Thread
+from time import monotonic
 
 from captionlite.runtime.camera.source import SourceError
-from captionlite.runtime.camera.watcher import Told
+from captionlite.runtime.camera.watcher import LOOK_S, Told
 
 PROGRAMS = ("espeak-ng", "espeak")
 LONGEST_S = 30.0
@@ -49,10 +50,13 @@ class Speaker:
                 self._next = told.caption.text
                 self._changed.notify_all()
 
-    def finish(self) -> None:
-        """Wait until nothing is left to say, for a source that has ended."""
+    def finish(self, stopped: Callable[[], bool]) -> None:
+        """Wait until nothing is left to say, for a source that has ended, or until `stopped` says so."""
+        give_up_s = monotonic() + LONGEST_S
         with self._changed:
-            self._changed.wait_for(lambda: self._next is None and self._speaking is None, LONGEST_S)
+            while not stopped() and monotonic() < give_up_s:
+                if self._changed.wait_for(lambda: self._next is None and self._speaking is None, LOOK_S):
+                    return
 
     def _run(self) -> None:
         failures = 0
@@ -76,7 +80,7 @@ class Speaker:
             if problem and not ended:
                 failures += 1
                 if failures == 1:
-                    self._tell(f"{self._command[0]} did not speak ({problem}). Is there a sound device?")
+                    self._tell(f"{self._command[0]} did not speak ({problem}). Check the sound device and --voice.")
 
     def _start(self) -> subprocess.Popen[bytes]:
         # A session of its own, or Ctrl-C in the terminal would reach it before us.
@@ -96,5 +100,7 @@ class Speaker:
             process.kill()
             process.communicate()
             return f"it took more than {LONGEST_S:g} s"
-        last = errors.decode(errors="replace").strip().splitlines()[-1:]
-        return f"exit code {process.returncode}{': ' + last[0][:200] if last else ''}" if process.returncode else ""
+        last = "".join(errors.decode(errors="replace").strip().splitlines()[-1:])[:200]
+        if process.returncode:
+            return f"exit code {process.returncode}: {last}"
+        return last if last.lower().startswith("error") else ""  # espeak-ng without a sound device exits with 0

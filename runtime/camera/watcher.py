@@ -59,10 +59,18 @@ class Watcher:
         self._interval_s, self._min_confidence = interval_s, min_confidence
         self._report_s, self._silent_s = report_s, silent_s
         self.stats = Stats(monotonic())
+        self.ended_s = self.stats.started_s
 
     def watch(self, stopped: Callable[[], bool], seconds: float | None = None) -> None:
         """Until the source ends, `stopped` says so, or the time is over. Raises SourceError, OptionsError."""
-        self.stats.started_s = started_s = monotonic()
+        self.stats.started_s = monotonic()
+        try:
+            self._watch(stopped, seconds)
+        finally:
+            self.ended_s = monotonic()
+
+    def _watch(self, stopped: Callable[[], bool], seconds: float | None) -> None:
+        started_s = self.stats.started_s
         report_s = started_s + self._report_s if self._report_s else None
         next_s = heard_s = started_s
         captioner, session, silent = self._captioner(), 0, False

@@ -6,19 +6,17 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from captionlite.runtime.commands.options import decoding_options, delegate_option, read_options, tell_delegate
-from captionlite.runtime.errors import OptionsError
+from captionlite.runtime.errors import CaptionliteError, OptionsError
 
 if TYPE_CHECKING:
     from captionlite.runtime.camera.overlay import Overlay
-    from captionlite.runtime.camera.stats import Stats
-    from captionlite.runtime.camera.watcher import Output
+    from captionlite.runtime.camera.watcher import Output, Watcher
     from captionlite.runtime.delegates import DelegateSpec
 
 WINDOW = "window"
@@ -167,11 +165,13 @@ def command(
         try:
             with capture:
                 watcher.watch(lambda: any(end() for end in ends), seconds)
-            if speaker is not None and not stopped():
-                speaker.finish()
-        finally:
+            if speaker is not None:
+                speaker.finish(stopped)
+        except CaptionliteError:
             if capture.captured:
-                _tell_stats(watcher.finish(), chosen.description, as_json)
+                _tell_stats(watcher, chosen.description, as_json)
+            raise
+        _tell_stats(watcher, chosen.description, as_json)
 
 
 @contextmanager
@@ -238,9 +238,9 @@ def _tell(line: str) -> None:
     click.echo(line, err=True)
 
 
-def _tell_stats(stats: "Stats", description: str, as_json: bool) -> None:
-    now_s = monotonic()
+def _tell_stats(watcher: "Watcher", description: str, as_json: bool) -> None:
+    stats = watcher.finish()
     if as_json:
-        click.echo(json.dumps({"stats": {"source": description, **stats.to_json(now_s)}}, allow_nan=False))
+        click.echo(json.dumps({"stats": {"source": description, **stats.to_json(watcher.ended_s)}}, allow_nan=False))
     else:
-        _tell(stats.summary(now_s))
+        _tell(stats.summary(watcher.ended_s))

@@ -4,7 +4,9 @@ import http.client
 import io
 import json
 import os
+import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -15,7 +17,7 @@ from time import monotonic
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageGrab, features
 
 from captionlite.runtime.camera import overlay_http, speech
 from captionlite.runtime.camera.address import is_loopback, parse_address
@@ -72,6 +74,8 @@ while text == "wait" and not os.path.exists(os.path.join(folder, "go")):
     time.sleep(0.01)
 if text == "fail":
     sys.exit("no sound device")
+if text == "mute":
+    print("ALSA lib: cannot find card\\nerror: No such file or directory", file=sys.stderr)
 """
     )
     program.chmod(0o755)
@@ -90,7 +94,7 @@ def test_captions_are_spoken_through_stdin(espeak: Path) -> None:
         speaker.tell(told("not said", changed=False))
         speaker.tell(told(nasty))
         until(lambda: len(said(espeak)) == 1)
-        speaker.finish()
+        speaker.finish(lambda: False)
     assert said(espeak) == [[["-v", "en-gb", "--stdin"], nasty]]
 
 
@@ -100,8 +104,9 @@ def test_the_newest_caption_wins_and_there_is_no_backlog(espeak: Path) -> None:
         until(lambda: len(said(espeak)) == 1)
         for text in ("second", "third", "fourth"):
             speaker.tell(told(text))
+        speaker.finish(lambda: True)  # stopped: not waited for
         (espeak / "go").touch()
-        speaker.finish()
+        speaker.finish(lambda: False)
     assert [text for _, text in said(espeak)] == ["wait", "fourth"]  # type: ignore[misc]
 
 
@@ -115,15 +120,18 @@ def test_the_end_cuts_off_what_is_being_said(espeak: Path) -> None:
     assert lines == []
 
 
-def test_a_speaker_that_fails_is_mentioned_once_and_captions_go_on(espeak: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "expected"), [("fail", "exit code 1: no sound device"), ("mute", "(error: No such file or directory)")]
+)
+def test_a_speaker_that_fails_is_mentioned_once_and_captions_go_on(espeak: Path, text: str, expected: str) -> None:
     lines: list[str] = []
     with Speaker(lines.append) as speaker:
         for number in range(3):
-            speaker.tell(told("fail"))
+            speaker.tell(told(text))
             until(lambda n=number: len(said(espeak)) == n + 1)
-            speaker.finish()
+            speaker.finish(lambda: False)
     assert len(lines) == 1
-    assert "exit code 1: no sound device" in lines[0]
+    assert expected in lines[0]
 
 
 def test_a_speaker_that_hangs_is_ended(espeak: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,3 +337,42 @@ def test_a_window_needs_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with pytest.raises(SourceError, match=r"--overlay window: .*--overlay http://127\.0\.0\.1:8080"):
         OverlayWindow(Overlay(), "test")
+
+
+@pytest.fixture
+def display(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A screen that nobody sees."""
+    program = shutil.which("Xvfb")
+    if program is None:
+        pytest.skip("no Xvfb here: sudo apt install xvfb")
+    pytest.importorskip("tkinter", reason="sudo apt install python3-tk")
+    if not features.check("xcb"):
+        pytest.skip("this Pillow cannot take pictures of a screen")
+    reading, writing = os.pipe()
+    command = [program, "-displayfd", str(writing), "-screen", "0", "320x240x24", "-nolisten", "tcp"]
+    with subprocess.Popen(command, pass_fds=[writing], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        os.close(writing)
+        with open(reading) as pipe:
+            number = pipe.readline().strip()
+        try:
+            monkeypatch.setenv("DISPLAY", f":{number}")
+            yield f":{number}"
+        finally:
+            server.terminate()
+
+
+def test_a_window_shows_the_picture_and_can_be_closed(display: str) -> None:
+    overlay = Overlay()
+    green = np.broadcast_to(np.array((20, 200, 40), np.uint8), (120, 160, 3)).copy()
+
+    def is_green() -> bool:
+        overlay.show(Frame(green, monotonic()))
+        pixel = ImageGrab.grab(xdisplay=display).getpixel((80, 20))
+        return bool(np.abs(np.subtract(pixel, (20, 200, 40))).max() < 10)
+
+    with overlay, OverlayWindow(overlay, "test") as window:
+        until(is_green)
+        assert not window.closed
+        window._process.terminate()  # as a window manager does whose user closes it
+        until(lambda: window.closed)
+    assert overlay._lookers == 0
