@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from captionlite.runtime.attention_words import SeenCaption
 from captionlite.runtime.errors import OutputError
+from captionlite.runtime.fonts import DEJAVU, default_font
 
 THUMBNAIL = 256  # longer side of a photograph on the sheet, in pixels
 FRAME = 400  # longer side of the photograph in the animation
@@ -158,10 +159,15 @@ def _font(size: int, text: str) -> Font:
     try:
         if not text.isascii():
             try:
-                return ImageFont.truetype("DejaVuSans.ttf", size)
+                return ImageFont.truetype(DEJAVU, size)
             except OSError:
                 pass
-        return ImageFont.load_default(size=size)
+        return default_font(size)
+    except OSError:
+        raise OutputError(
+            "This Pillow has no font of this size. Install DejaVu Sans (apt install fonts-dejavu-core) or a newer Pillow, "
+            "or write .json instead."
+        ) from None
     except ImportError:  # a Pillow that was built without FreeType
         raise OutputError("This Pillow cannot draw text (it has no FreeType). Write .json instead.") from None
 

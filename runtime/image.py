@@ -169,7 +169,8 @@ def _read(source: ImageSource, wanted: tuple[int, int], use: Callable[[Image.Ima
 def _upright(image: Image.Image, name: str) -> Image.Image:
     _check_size(image, name)
     image.load()
-    turn = _TURNS.get(_orientation(image))  # asked after load(): some of Pillow's formats turn themselves there
+    # Asked after load(), where some of Pillow's formats turn themselves. TIFF does, and Pillow 9.4 forgets that.
+    turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))
     return _to_rgb(image if turn is None else image.transpose(turn), image.format)
 
 
