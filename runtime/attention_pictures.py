@@ -165,8 +165,8 @@ def _font(size: int, text: str) -> Font:
         return default_font(size)
     except OSError:
         raise OutputError(
-            "This Pillow has no font of this size. Install DejaVu Sans (apt install fonts-dejavu-core) or a newer Pillow, "
-            "or write .json instead."
+            "This Pillow has no font of this size. Install DejaVu Sans (apt install fonts-dejavu-core) or a newer "
+            "Pillow, or write .json instead."
         ) from None
     except ImportError:  # a Pillow that was built without FreeType
         raise OutputError("This Pillow cannot draw text (it has no FreeType). Write .json instead.") from None
