@@ -1,6 +1,7 @@
 """`captionlite service`: keep `captionlite serve` running, by systemd."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -203,4 +204,5 @@ def _unit(user: bool, run_as: str | None, serve_options: tuple[str, ...]) -> str
         delegate=given["delegate"] is not None,
         user=user,
         run_as=run_as,
+        memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
     ).text()

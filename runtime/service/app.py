@@ -17,7 +17,7 @@ from captionlite.runtime.captioner import Captioner
 from captionlite.runtime.service.access import Access
 from captionlite.runtime.service.answers import Question
 from captionlite.runtime.service.body import ClientGoneError, Held, Receive, body_limit, check_length, read_body
-from captionlite.runtime.service.guard import CLIENT_GONE, App, Guard, internal_error, problem_response
+from captionlite.runtime.service.guard import CLIENT_GONE, App, Guard, internal_error, problem_response, stopping
 from captionlite.runtime.service.limits import Limits
 from captionlite.runtime.service.metrics import CONTENT_TYPE, STAGES, Metrics
 from captionlite.runtime.service.openapi import describe
@@ -75,7 +75,7 @@ class Service:
             except QueueFullError:
                 raise overloaded("The queue is full.") from None
             except StoppedError:
-                raise overloaded("The service is about to stop.") from None
+                raise stopping() from None
             del body
             answer = await self._answer(job, request.receive)
         timings = answer["timings_ms"]

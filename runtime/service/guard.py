@@ -53,6 +53,12 @@ class Guard:
                 await self._app(scope, exchange.receive, exchange.send)
             except RequestError as error:
                 await problem_response(error)(scope, exchange.receive, exchange.send)
+            except asyncio.CancelledError:  # the server has waited long enough for its end
+                if exchange.status is not None:
+                    raise
+                if (task := asyncio.current_task()) is not None:
+                    task.uncancel()
+                await problem_response(stopping())(scope, exchange.receive, exchange.send)
             except Exception:
                 log.exception("%s %s went wrong.", scope["method"], ascii(scope["path"]))
                 if exchange.status is None:
@@ -86,7 +92,7 @@ class _Exchange:
             if self._body_left:
                 message["headers"].append((b"connection", b"close"))
             await self._send(message)
-        elif self._body_left and not message.get("more_body", False):
+        elif self._body_left and self.status not in _NO_LINGERING and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
             await self._linger()
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -102,12 +108,18 @@ class _Exchange:
             self._body_left = False
 
 
+_NO_LINGERING = (408, 499)  # who was too slow already, or has gone
 _HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 
 
 def problem_response(error: RequestError) -> Response:
     """The error as an answer."""
     return Response(error.body(), int(error.status), error.headers, "application/json")
+
+
+def stopping() -> RequestError:
+    """503, for what came, or was not done, when the service was told to stop."""
+    return overloaded("The service is about to stop.", retry_after_s=5)
 
 
 def internal_error() -> RequestError:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
@@ -18,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from captionlite.runtime.errors import CaptionliteError
 from captionlite.runtime.service.app import Service
+from captionlite.runtime.service.guard import LINGER_S
 from captionlite.runtime.service.limits import Limits
 from captionlite.runtime.service.notify import notify, watchdog_s
 from captionlite.runtime.service.problems import RequestError, bad_request
@@ -62,6 +64,7 @@ class Protocol(H11Protocol):
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
         self._deadline: asyncio.TimerHandle | None = None
+        self._refused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]  # as uvicorn itself narrows it
@@ -71,6 +74,8 @@ class Protocol(H11Protocol):
         self._await_header()
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         with suppress(h11.LocalProtocolError):  # an answer to nonsense, while another answer is under way
             super().data_received(data)
             if self.cycle is not None and not self.cycle.response_complete:
@@ -133,7 +138,13 @@ class Protocol(H11Protocol):
             answer = h11.Response(status_code=int(error.status), headers=headers, reason=error.status.phrase.encode())
             for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+        # Not closed at once: the kernel answers what is still coming to a closed socket with a reset, and who is
+        # sending then never sees the answer.
+        self._refused = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.transport.resume_reading()
+        self.loop.call_later(LINGER_S, self.transport.close)
 
 
 class Server(uvicorn.Server):
@@ -162,6 +173,9 @@ class Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Uvicorn raises the signal once more at the end, to die of it; here a stop that went well is a success."""
+        if threading.current_thread() is not threading.main_thread():  # where no signal can be caught
+            yield
+            return
         before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -176,8 +190,8 @@ class Server(uvicorn.Server):
             await asyncio.sleep(every_s)
 
 
-def run(service: Service, listener: socket.socket, ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM or SIGINT; what is in flight then has `grace_s` to finish."""
+def make_server(service: Service, ready: Callable[[], None]) -> Server:
+    """A server for this service; `ready` is called once it answers."""
     limits = service.limits
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of what the answer says anyway
     config = uvicorn.Config(
@@ -195,7 +209,12 @@ def run(service: Service, listener: socket.socket, ready: Callable[[], None]) ->
         timeout_graceful_shutdown=ceil(limits.grace_s),
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )
-    Server(config, service, ready).run(sockets=[listener])
+    return Server(config, service, ready)
+
+
+def run(service: Service, listener: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve until SIGTERM or SIGINT; what is in flight then has `grace_s` to finish."""
+    make_server(service, ready).run(sockets=[listener])
     if not service.pool.stop(within_s=1.0):
         # A thread inside a decoder would be torn down with the interpreter under it, which can crash.
         sys.stdout.flush()

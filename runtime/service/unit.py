@@ -38,6 +38,7 @@ class Unit:
     delegate: bool = False
     user: bool = False
     run_as: str | None = None
+    memory_bytes: int | None = None  # of the machine
 
     def text(self) -> str:
         """The unit file."""
@@ -72,14 +73,19 @@ class Unit:
             "TimeoutStartSec=180",
             f"TimeoutStopSec={int(self.limits.grace_s) + 10}",
             "KillMode=mixed",
-            "# Captions, queue and the largest photograph at once; more than that is a fault, and a restart mends it.",
-            f"MemoryMax={-(-self.limits.memory_bytes // MB)}M",
+            "# Workers, queue and the largest photograph at once; more than that is a fault, and a restart mends it.",
+            f"MemoryMax={self._memory() // MB}M",
             f"TasksMax={64 + 4 * self.limits.workers}",
         ]
         if self.user:
             return lines
         who = ["DynamicUser=yes"] if self.run_as is None else [f"User={self.run_as}"]
         return [*lines, *who, "CacheDirectory=captionlite", "Environment=XDG_CACHE_HOME=%C/captionlite"]
+
+    def _memory(self) -> int:
+        """What the limits need, and never so much that the machine itself runs short of it."""
+        most = self.limits.memory_bytes
+        return most if self.memory_bytes is None else min(most, self.memory_bytes * 3 // 4)
 
     def _hardening_of_all(self) -> list[str]:
         """What a user's own systemd can do as well: all by seccomp and prctl."""
