@@ -7,7 +7,9 @@ import pytest
 import toy_bundle
 from click.testing import CliRunner
 
+from captionlite.benchmarks import camera_soak
 from captionlite.benchmarks.camera_soak import Run, growth_bytes, main, minutes_of
+from captionlite.runtime.camera.stats import Stats
 from captionlite.runtime.errors import CaptionliteError
 
 pytest.importorskip("cv2", reason="pip install 'captionlite[camera]'")
@@ -35,12 +37,43 @@ def test_a_short_soak(toy: Path) -> None:
     assert any("there again" in line for line in found["vanished"]["messages"])
 
 
-def test_growth_beyond_the_bound_is_exit_code_3(toy: Path) -> None:
-    short = ["--minutes", "0.05", "--bundle", str(toy), "--up", "0.3", "--away", "0.1", "--max-growth-mb", "-1000"]
-    result = CliRunner().invoke(main, short)
-    assert result.exit_code == 3
-    assert "memory grew by" in result.stderr
-    assert "| minute | frames/s |" in result.stdout
+def test_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    vanished = {"away_s": 15.0, "captions_before": 90, "captions_after": 80, "reconnects": 1, "messages": []}
+    row = {
+        "minute": 1,
+        "fps": 30.0,
+        "captions_per_s": 9.0,
+        "p50_ms": 7.0,
+        "p90_ms": 8.0,
+        "p99_ms": 9.0,
+        "resident_mb": 90.0,
+    }
+
+    def measured(growth_mb: float, first_s: float | None) -> tuple[int, str, str]:
+        stats = Stats(0.0).to_json(60.0)
+        found = {
+            "load_before_and_after": [0.1, 0.2],
+            "stats": {"source": "video", **stats},
+            "cpu_of_one_core": 0.2,
+            "minutes": [row],
+            "growth_mb": growth_mb,
+            "growth_after_s": 60.0,
+            "vanished": {**vanished, "first_caption_after_return_s": first_s},
+        }
+        monkeypatch.setattr(camera_soak, "measure", lambda *given: dict(found))
+        result = CliRunner().invoke(main, ["--max-growth-mb", "5"])
+        return result.exit_code, result.stdout, result.stderr
+
+    code, text, problems = measured(4.9, 0.5)
+    assert (code, problems) == (0, "")
+    assert "| minute | frames/s |" in text
+    assert "| 1 | 30.0 | 9.0 |" in text
+    assert "first caption 0.5 s after it was back" in text
+    code, _, problems = measured(5.1, 0.5)
+    assert (code, problems) == (3, "memory grew by 5.1 MB, expected at most 5\n")
+    code, text, problems = measured(0.0, None)
+    assert (code, problems) == (3, "captions did not resume after the camera was back\n")
+    assert "no caption after it" in text
 
 
 def test_a_command_that_fails_is_exit_code_1(tmp_path: Path) -> None:
