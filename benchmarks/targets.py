@@ -45,7 +45,7 @@ def edge_target(
         subject=edge_subject(captioner),
         protocol={"decoding": GREEDY, "encoder_threads": threads or core_count(), "decoder_threads": 1},
         batch=lambda: time_batch(captioner, photographs.contents, limits.min_captions),
-        cold_command=captionlite_command(bundle, photographs.paths[0], delegate and str(delegate)),
+        cold_command=captionlite_command(bundle, photographs.paths[0], None if delegate is None else str(delegate)),
         delegate=None if delegation is None else delegation.to_json(),
         notes=() if delegation is None else (str(delegation),),
     )

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from captionlite.export.edge_tpu import check_edge_tpu, integer_input
 from captionlite.export.errors import ExportError
 from captionlite.export.recipes import EVERY_NAME, EVERY_OPERATION, GraphRecipe, Mode, Override, Ranges, Recipe
 from captionlite.export.tflite_file import SIGNATURE, Op, output_names, read_ops, signature_specs
@@ -25,6 +26,7 @@ from captionlite.runtime.interpreter import core_count
 Samples = Callable[[], Iterable[dict[str, np.ndarray]]]  # inputs by name, one dict a sample
 
 BOUNDARY = ("INPUT", "OUTPUT")
+EVERYTHING_INT8: Mode = "static_wi8_ai8"
 HIDDEN_BELOW = -1e3  # masks and banned words hold -1e9 and -1e4: no integer scale has room for them beside real scores
 NAMES_SHOWN = 5
 
@@ -35,12 +37,19 @@ def quantize_graphs(
     samples: Callable[[str], Iterable[dict[str, np.ndarray]]],
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, bytes]:
-    """A bundle's float32 graphs by name, each as the recipe has it; ``samples(name)`` is what one is calibrated on."""
+    """A bundle's float32 graphs by name, each as the recipe has it; ``samples(name)`` is what one is calibrated on.
+
+    An encoder whose recipe is integers by default takes its pixels as integers too, and what the Edge TPU's compiler
+    would take of it is reported.
+    """
     quantized = {}
     for graph, content in contents.items():
         if recipe.graph(graph).rules:
             report(f"quantizing the {graph}")
         quantized[graph] = quantize(content, recipe.graph(graph), partial(samples, graph), graph)
+        if graph == "encoder" and recipe.encoder.default == EVERYTHING_INT8:
+            quantized[graph] = integer_input(quantized[graph])
+            report(str(check_edge_tpu(quantized[graph])))
     return quantized
 
 
