@@ -147,10 +147,11 @@ def test_a_video_frame_by_frame(video: Path, library: Library) -> None:
 
 
 def test_a_video_at_real_speed(video: Path, library: Library) -> None:
-    frames = all_frames(Video(str(video), library))
-    assert sum(1 + frame.missed for frame in frames) <= 20
-    assert frames[-1].captured_s - frames[0].captured_s >= 0.9  # 19 frames of 50 ms; a busy machine takes longer
-    assert [one.captured_s for one in frames] == sorted(one.captured_s for one in frames)
+    before_s, index = monotonic(), -1
+    for frame in all_frames(Video(str(video), library)):
+        index += 1 + frame.missed
+        assert frame.captured_s >= before_s + index / FPS  # none before it is due, however busy the machine is
+    assert 0 <= index < 20
 
 
 def test_a_video_over_and_over_and_thinned(video: Path, library: Library) -> None:
