@@ -104,6 +104,9 @@ def command(
       FOLDER               its photographs by name
       synthetic            drawn scenes, to try without a camera
 
+    picamera2 is the system's: make the environment with `python3 -m venv --system-site-packages`, and on Raspberry Pi
+    OS 12 (bookworm) `pip install 'numpy<2'` in it.
+
     A camera that is unplugged is waited for. A folder or video ends by itself, everything else on Ctrl-C; the exit code
     is then 0, as it is on SIGTERM.
     """
