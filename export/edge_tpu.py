@@ -74,7 +74,7 @@ def integer_input(content: bytes) -> bytes:
     CAST is none of its ops. The QUANTIZE behind it reads the pixels themselves instead, to the same integers. A graph
     that does not begin so is returned as it is.
     """
-    model = _unpack(content)
+    model = unpack_model(content)
     graph = model.subgraphs[0]
     names, types = _builtin_names(), _type_names()
     casts = [
@@ -100,7 +100,7 @@ def integer_input(content: bytes) -> bytes:
     for op in readers:
         op.inputs = [pixels if int(i) == floats else int(i) for i in op.inputs]
     graph.operators = [op for op in graph.operators if op is not cast]
-    return _pack(model)
+    return pack_model(model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +140,7 @@ class _Graph:
     """The ops of a file's main subgraph."""
 
     def __init__(self, content: bytes) -> None:
-        model = _unpack(content)
+        model = unpack_model(content)
         graph = model.subgraphs[0]
         names, types = _builtin_names(), _type_names()
 
@@ -325,7 +325,7 @@ def _op_name(model: Any, op: Any, names: dict[int, str]) -> str:
     return names[max(code.builtinCode, code.deprecatedBuiltinCode)]  # the old field holds codes below 127
 
 
-def _unpack(content: bytes) -> Any:
+def unpack_model(content: bytes) -> Any:
     """The file's ModelT; `offset` of a buffer stays, to tell that its data stood behind the flatbuffer."""
     from ai_edge_litert import schema_py_generated as schema
 
@@ -336,7 +336,7 @@ def _unpack(content: bytes) -> Any:
     return model
 
 
-def _pack(model: Any) -> bytes:
+def pack_model(model: Any) -> bytes:
     """The file of a ModelT: what stood behind the flatbuffer stands there again, each at a multiple of 16."""
     import flatbuffers  # type: ignore[import-untyped]
     from ai_edge_litert import schema_py_generated as schema

@@ -103,9 +103,10 @@ class Captioner:
 
     def leave_delegate(self, reason: str) -> None:
         """Load the encoder again, on the CPU. Raises DelegateError where the delegate is required."""
+        from captionlite.runtime.delegates import encoder_on_cpu
+
         assert self.delegation is not None
-        self.delegation.fall_back(reason)
-        self._encoder = Graph.from_bundle(self.bundle, "encoder", self._threads)
+        self._encoder = encoder_on_cpu(self.bundle, self._threads, self.delegation, reason)
 
     def encode_timed(self, image: ImageSource) -> tuple[dict[str, npt.NDArray[Any]], dict[str, float]]:
         """What `encode` returns, and the milliseconds that `image` (loading) and `encode` took. Raises ImageError."""

@@ -199,18 +199,32 @@ def load_encoder(bundle: Bundle, threads: int, spec: DelegateSpec) -> tuple[Grap
         delegate = LoadedDelegate(spec)
         graph = Graph.from_bundle(bundle, "encoder", threads, delegate)
     except InterpreterError as error:
-        delegation.fall_back(str(error))
-        return Graph.from_bundle(bundle, "encoder", threads), delegation
+        return encoder_on_cpu(bundle, threads, delegation, str(error)), delegation
     if graph.partition is not None and not graph.partition.taken:
-        delegation.fall_back(
+        reason = (
             f"the library {spec.library} takes none of the encoder's {len(graph.partition.left)} ops "
             f"({_counted(graph.partition.left)}). Use a bundle that is made for it; most accelerators want the recipe "
             f"full-int8, and the Edge TPU wants its compiler's output."
         )
-        return Graph.from_bundle(bundle, "encoder", threads), delegation
+        return encoder_on_cpu(bundle, threads, delegation, reason), delegation
     delegation.partition = graph.partition
     delegation.identity = delegate.identity()
     return graph, delegation
+
+
+def encoder_on_cpu(bundle: Bundle, threads: int, delegation: Delegation, reason: str) -> Graph:
+    """The encoder without the delegate, for this reason, which is logged once it is loaded.
+
+    Raises DelegateError where the delegate is required, InterpreterError where the CPU cannot do without it.
+    """
+    if delegation.spec.required:
+        delegation.fall_back(reason)
+    try:
+        graph = Graph.from_bundle(bundle, "encoder", threads)
+    except InterpreterError as error:
+        raise InterpreterError(f"{error} With --delegate {delegation.spec}: {reason}") from None
+    delegation.fall_back(reason)
+    return graph
 
 
 def describe_delegate(spec: DelegateSpec) -> dict[str, Any]:

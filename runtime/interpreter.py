@@ -275,7 +275,9 @@ class Graph:
                 f"({' '.join(str(error).split())}). Use a bundle that is made for it."
             )
         backend = find_backend()
+        told, next_step = " ".join(str(error).split()), backend.next_step
+        if "unresolved custom op" in told:
+            next_step = "It has an op that only an accelerator's delegate computes; give that as --delegate."
         return InterpreterError(
-            f"{self._where}: {backend.name} {backend.version} refuses this graph ({' '.join(str(error).split())}). "
-            f"{backend.next_step}"
+            f"{self._where}: {backend.name} {backend.version} refuses this graph ({told}). {next_step}"
         )

@@ -1,5 +1,5 @@
 /* An external delegate for TensorFlow Lite that takes TANH, for the tests: it computes it rightly, or does what its
- * options say. The structs are those of TensorFlow Lite's C interface for delegates, as far as they are needed here;
+ * options say. A custom op named as the Edge TPU's compiler names its own is a TANH to it as well. The structs are those of TensorFlow Lite's C interface for delegates, as far as they are needed here;
  * only their layout matters, and it has been the same from 2.14 on.
  *
  *   take=none          take no op
@@ -18,6 +18,7 @@
 #include <string.h>
 
 enum { STATUS_OK = 0, STATUS_ERROR = 1, STATUS_DELEGATE_ERROR = 2 };
+enum { ALLOW_DYNAMIC_TENSORS = 1 };
 enum { OP_TANH = 28, OP_DELEGATE = 51 };
 
 typedef struct Context Context;
@@ -124,7 +125,7 @@ static int kernel_prepare(Context* context, Node* node) {
 static int kernel_invoke(Context* context, Node* node) {
   Own* own = node->user_data;
   if (own->invokes_left == 0) {
-    context->report_error(context, "the accelerator was pulled out");
+    context->report_error(context, "the accelerator was pulled out. ");
     return STATUS_ERROR;
   }
   if (own->invokes_left > 0) own->invokes_left--;
@@ -136,11 +137,16 @@ static int kernel_invoke(Context* context, Node* node) {
   return STATUS_OK;
 }
 
+static bool is_tanh(const Registration* registration) {
+  return registration->builtin_code == OP_TANH ||
+         (registration->custom_name && !strcmp(registration->custom_name, "edgetpu-custom-op"));
+}
+
 static int prepare(Context* context, Delegate* delegate) {
   Own* own = (Own*)delegate;
   IntArray* plan;
   if (own->fails_to_prepare) {
-    context->report_error(context, "no memory for this graph on the accelerator");
+    context->report_error(context, "no memory for this graph on the accelerator. ");
     return STATUS_DELEGATE_ERROR;
   }
   if (context->get_execution_plan(context, &plan) != STATUS_OK) return STATUS_ERROR;
@@ -150,8 +156,7 @@ static int prepare(Context* context, Delegate* delegate) {
   for (int i = 0; own->takes && i < plan->size; i++) {
     Node* node;
     Registration* registration;
-    if (context->get_node(context, plan->data[i], &node, &registration) == STATUS_OK &&
-        registration->builtin_code == OP_TANH)
+    if (context->get_node(context, plan->data[i], &node, &registration) == STATUS_OK && is_tanh(registration))
       taken->data[taken->size++] = plan->data[i];
   }
   Registration kernel = {.init = kernel_init,
@@ -170,6 +175,7 @@ Delegate* tflite_plugin_create_delegate(char** keys, char** values, size_t count
   Own* own = calloc(1, sizeof(Own));
   if (!own) return NULL;
   own->delegate.prepare = prepare;
+  own->delegate.flags = ALLOW_DYNAMIC_TENSORS; /* or all ops are prepared before it is asked, the custom one too */
   own->takes = true;
   own->invokes_left = -1;
   count &= 0xffffffff; /* Python says int */
