@@ -82,6 +82,7 @@ def command(
     from captionlite.runtime.service.answers import Answerer
     from captionlite.runtime.service.app import Pool, Service
     from captionlite.runtime.service.body import Held
+    from captionlite.runtime.service.memory import give_memory_back
     from captionlite.runtime.service.metrics import Metrics
     from captionlite.runtime.service.parameters import Asked
     from captionlite.runtime.service.problems import RequestError
@@ -108,6 +109,7 @@ def command(
     held, metrics = Held(limits.held_bytes), Metrics()
     metrics.connect(pool, held, bundle, limits)
     listener = listen(host, port)
+    give_memory_back()
     with without_chatter():
         pool.start()
     tell_delegate(made[0])

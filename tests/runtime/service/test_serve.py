@@ -244,3 +244,29 @@ def test_what_cannot_start_says_why(service: Client, toy_directory: Path) -> Non
     assert "masked_lm" in failing("--passes", "3", bundle=str(toy_directory))
     assert "nowhere" in failing(bundle="nowhere")
     assert "exclude each other" in failing("--beams", "2", "--temperature", "1")
+
+
+def test_memory_of_a_large_photograph_goes_back(toy_directory: Path) -> None:
+    from io import BytesIO
+
+    from PIL import Image
+
+    stream = BytesIO()
+    Image.new("RGBA", (4000, 4000), (3, 4, 5, 100)).save(stream, "PNG")
+    with serving.serve(toy_directory, "--workers", "1") as client:
+        client.caption(png())
+        before = client.metric("process_resident_memory_bytes")
+        assert client.caption(stream.getvalue()).status == 200  # 256 MB while it is decoded
+        assert client.metric("process_resident_memory_bytes") - before < 60_000_000
+
+
+def test_a_missing_extra_is_named() -> None:
+    for command in ("serve", "service show"):
+        code = (
+            "import sys\nsys.modules['uvicorn'] = None\n"  # as if not installed
+            f"from captionlite.runtime.cli import main\nmain({command.split()!r})"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 1
+        assert "pip install 'captionlite[serve]'" in done.stderr
+        assert "Traceback" not in done.stderr
