@@ -27,6 +27,7 @@ class Behaviour:
     headers: dict[str, str] = field(default_factory=dict)  # instead of what would be right
     redirects: dict[str, str] = field(default_factory=dict)  # by path
     statuses: list[int] = field(default_factory=list)  # the next answers are these errors
+    raw: list[bytes] = field(default_factory=list)  # the next answers are these bytes
     chunked: bool = False  # no Content-Length
     held: threading.Event | None = None  # bodies wait for it after half of their bytes
     asked: list[tuple[str, str | None]] = field(default_factory=list)
@@ -65,6 +66,9 @@ def serve(folder: Path, tls: tuple[Path, Path] | None = None) -> Iterator[Served
             path = unquote(self.path).lstrip("/")
             wanted = self.headers.get("Range")
             behaviour.asked.append((path, wanted))
+            if behaviour.raw:
+                self.wfile.write(behaviour.raw.pop(0))
+                return
             if behaviour.statuses:
                 self.send_error(behaviour.statuses.pop(0))
                 return

@@ -46,21 +46,25 @@ class Web:
 
     def check(self, url: str) -> None:
         """Raises ModelError for a URL that nothing is fetched from."""
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            _ = parts.port
+        except ValueError as problem:
+            raise ModelError(f"{_plain(url)}: no address ({problem}). Expected a URL like https://host/.") from None
         if parts.username is not None or parts.password is not None:
             raise ModelError(f"{parts.scheme}://...@{parts.hostname}: a URL with a password in it is not used.")
         if not parts.hostname or parts.scheme not in ("https", "http"):
-            raise ModelError(f"{url}: expected a URL that begins with https://.")
+            raise ModelError(f"{_plain(url)}: expected a URL that begins with https://.")
         if parts.scheme == "http" and not self.allow_http and parts.hostname not in _LOCAL:
             raise ModelError(
-                f"{url}: not https, so anybody on the way could read and change what comes. Use https, or allow it "
-                f"with --allow-http on a network that is your own."
+                f"{_plain(url)}: not https, so anybody on the way could read and change what comes. Use https, or "
+                f"allow it with --allow-http on a network that is your own."
             )
 
     def index(self, url: str) -> Index:
         """The index at a URL (of the file, or of its folder with a slash at the end). Raises ModelError."""
-        url = urljoin(url, INDEX_FILE) if url.endswith("/") else url
         self.check(url)
+        url = urljoin(url, INDEX_FILE) if url.endswith("/") else url
         for attempt in range(ATTEMPTS):
             try:
                 with self._opened(url, {}) as response:
@@ -153,8 +157,8 @@ class Web:
         length = response.headers.get("Content-Length")
         if length is not None and length != str(remote.size_bytes - have):
             raise ModelError(
-                f"{url}: the server has {length} bytes to send, expected {remote.size_bytes - have} by the index. Ask "
-                f"who publishes it."
+                f"{url}: the server has {_plain(length)} bytes to send, expected {remote.size_bytes - have} by the "
+                f"index. Ask who publishes it."
             )
 
     def _read(self, url: str, response: HTTPResponse, partial: Path, size: int, advance: Callable[[int], None]) -> None:
@@ -207,11 +211,14 @@ class Web:
         except error.HTTPError as refused:
             refused.close()
             if refused.code >= 500 or refused.code == 429:  # the server's own trouble, which may pass
-                raise ConnectionError(f"the server answers {refused.code} {refused.reason}") from None
+                raise ConnectionError(f"the server answers {_answer(refused)}") from None
             if refused.code == 416 and "Range" in headers:
                 raise _NoSuchRangeError from None
-            reason = " ".join(str(refused.reason).split())
-            raise ModelError(f"{url}: the server answers {refused.code} {reason}. Is the address right?") from None
+            raise ModelError(f"{url}: the server answers {_answer(refused)}. Is the address right?") from None
+        except ValueError as problem:  # an address that a redirect leads to
+            raise ModelError(
+                f"{url}: the server answers nonsense ({_reason(problem)}). Is the address right?"
+            ) from None
         except error.URLError as problem:
             if isinstance(problem.reason, ssl.SSLCertVerificationError):
                 raise ModelError(
@@ -242,9 +249,20 @@ class _Redirects(request.HTTPRedirectHandler):
     ) -> request.Request | None:
         target = urljoin(req.full_url, newurl)
         if urlsplit(req.full_url).scheme == "https" and urlsplit(target).scheme != "https":
-            raise ModelError(f"{req.full_url}: redirects to {target}, which is not https. Ask who publishes it.")
+            raise ModelError(
+                f"{req.full_url}: redirects to {_plain(target)}, which is not https. Ask who publishes it."
+            )
         self._web.check(target)
         return super().redirect_request(req, fp, code, msg, headers, target)
+
+    def http_error_302(self, req: request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage) -> Any:
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except BaseException:
+            fp.close()  # the connection of an answer that leads nowhere
+            raise
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def file_sha256(path: Path) -> str:
@@ -289,8 +307,18 @@ def _write_tag(partial: Path, headers: Any) -> None:
         _tag(partial).unlink(missing_ok=True)
 
 
+def _plain(text: str) -> str:
+    """What a server said, for a terminal: nothing that moves the cursor, and not too much."""
+    line = " ".join(text.split())[:200]
+    return line if line.isprintable() else ascii(line)
+
+
+def _answer(refused: error.HTTPError) -> str:
+    return f"{refused.code} {_plain(str(refused.reason))}".rstrip()
+
+
 def _reason(problem: Exception) -> str:
-    return str(getattr(problem, "reason", None) or problem) or type(problem).__name__
+    return _plain(str(getattr(problem, "reason", None) or problem)) or type(problem).__name__
 
 
 def _unreachable(url: str, problem: Exception, have: int = 0) -> ModelError:

@@ -20,7 +20,7 @@ from captionlite.runtime.bundle import pack_bundle
 from captionlite.runtime.errors import BundleError, CaptionliteError, ModelError
 from captionlite.runtime.models import cache as caching
 from captionlite.runtime.models.fetch import Web
-from captionlite.runtime.models.index import MAX_BUNDLES, MAX_INDEX_BYTES, local_index, parse_index
+from captionlite.runtime.models.index import MAX_BUNDLES, MAX_INDEX_BYTES, Remote, local_index, parse_index
 from captionlite.runtime.models.publish import make_index
 from captionlite.runtime.models.pull import pull
 
@@ -165,6 +165,31 @@ def test_an_index_without_end(tmp_path: Path) -> None:
         server.behaviour.contents["index.json"] = b" " * (2 * MAX_INDEX_BYTES)
         with pytest.raises(ModelError, match="larger than"):
             Web().index(server.url)
+
+
+RAW = {
+    "a reason that clears the screen": b"HTTP/1.0 404 \x1b[2J\x1b[H\r\n\r\n",
+    "a status line that is none": b"\x1b[2J\r\n\r\n",
+    "an address with commands": b"HTTP/1.0 302 Found\r\nLocation: http://\x1b[2J.example/\r\n\r\n",
+    "another scheme with commands": b"HTTP/1.0 302 Found\r\nLocation: ftp://\x1b]0;owned\x07/\r\n\r\n",
+    "no answer": b"",
+    "headers without end": b"HTTP/1.0 200 OK\r\n" + b"X: y\r\n" * 1000 + b"\r\n",
+    "a length that is none": b"HTTP/1.0 200 OK\r\nContent-Length: \x1b[2J\r\n\r\n{}",
+    "a length below zero": b"HTTP/1.0 200 OK\r\nContent-Length: -5\r\n\r\n{}",
+    "chunks that are none": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}",
+}
+
+
+@pytest.mark.parametrize("what", RAW)
+def test_servers_that_talk_to_the_terminal_or_nonsense(tmp_path: Path, what: str) -> None:
+    remote = Remote("x", "0" * 64, 100)
+    with index_server.serve(tmp_path) as server:
+        web = Web(pause=lambda seconds: None, timeout_s=5)
+        for fetch in (lambda: web.index(server.url), lambda: web.download(server.url, remote, tmp_path / "x", print)):
+            server.behaviour.raw = [RAW[what]] * 10
+            with pytest.raises(ModelError) as caught:
+                fetch()
+            assert str(caught.value).isprintable()
 
 
 def rightly_listed(shelf: Path, data: bytes) -> Path:

@@ -233,6 +233,7 @@ def test_a_full_disk_is_no_broken_connection(server: Served, tmp_path: Path, mon
     [
         "http://example.org/", "ftp://127.0.0.1/", "file:///etc/passwd", "data:,x", "https:///x", "//example.org/",
         "http://localhost.example.org/", "http://127.0.0.1.example.org/", "javascript:1", "",
+        "https://[/", "https://host:port/",
     ],
 )  # fmt: skip
 def test_addresses_that_nothing_is_fetched_from(url: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from captionlite.runtime.progress import ProgressLine, describe, duration
+from captionlite.runtime.progress import ProgressLine, describe, describe_bytes, duration
 
 
 class Terminal(io.StringIO):
@@ -84,3 +84,13 @@ def test_descriptions() -> None:
     assert describe(0, 10, 1.0) == "0/10, 0 %, 0 a second"
     assert describe(312, 1000, 0.776) == "312/1000, 31 %, 402 a second, 2 s left"
     assert [duration(s) for s in (0.4, 59.6, 200, 7500)] == ["0 s", "1 min 0 s", "3 min 20 s", "2 h 5 min"]
+
+
+def test_bytes_and_what_has_to_come_again(clock: Callable[[], float]) -> None:
+    terminal = Terminal()
+    with ProgressLine(8_000_000, terminal, clock, tell=describe_bytes) as progress:
+        for _ in range(4):
+            progress.advance(1_000_000)
+        assert terminal.screen() == "4.0 of 8.0 MB, 50 %, 4 MB a second, 1 s left"
+        progress.advance(-3_000_000)
+        assert terminal.screen() == "1.0 of 8.0 MB, 12 %, 0.8 MB a second, 9 s left"
