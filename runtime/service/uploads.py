@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FIELD = "image"
 MAX_PARTS = 32
+MAX_HEADER_BYTES = 4000  # of a part, all its header lines together
 MAX_TEXT = 1000
 """Longest option in a form, in bytes."""
 
@@ -140,6 +141,7 @@ class _Form:
         self._ended = False
         self._field, self._value = b"", b""
         self._disposition = b""
+        self._header_bytes = 0
         self._part: bytearray = bytearray()
         self._most = 0
 
@@ -182,15 +184,26 @@ class _Form:
                 "The form has too many parts.", found=f"more than {MAX_PARTS}", expected=f"at most {MAX_PARTS}"
             )
         self._disposition = b""
+        self._header_bytes = 0
 
     def _header(self) -> None:
         self._field, self._value = b"", b""
+        self._count(0)
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._count(end - start)
         self._field += data[start:end]
 
     def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._count(end - start)
         self._value += data[start:end]
+
+    def _count(self, length: int) -> None:
+        self._header_bytes += length + 4
+        if self._header_bytes > MAX_HEADER_BYTES:
+            raise bad_request(
+                "A part of the form has too long a header.", expected=f"at most {MAX_HEADER_BYTES:,} bytes"
+            )
 
     def _header_end(self) -> None:
         if self._field.lower() == b"content-disposition":
