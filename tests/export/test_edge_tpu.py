@@ -1,8 +1,8 @@
 """What the Edge TPU's compiler would take of our full-int8 encoders, by its published rules."""
 
 from collections import Counter
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,13 +45,16 @@ VERDICTS: dict[str, tuple[tuple[str, ...], dict[str, int]]] = {
 
 
 @pytest.fixture(scope="module")
-def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_drawings(tmp_path_factory.mktemp("drawings"))
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], bytes]:
+    """A family's float32 encoder, converted once."""
+    drawings = write_drawings(tmp_path_factory.mktemp("drawings"))
 
+    @cache
+    def converted(family: str) -> bytes:
+        run = untrained(family, drawings, tmp_path_factory.mktemp(family))
+        return convert(EncoderGraph(run.encoder, run.model, run.image_spec))
 
-def encoder(family: str, drawings: Path, folder: Path) -> bytes:
-    run = untrained(family, drawings, folder)
-    return convert(EncoderGraph(run.encoder, run.model, run.image_spec))
+    return converted
 
 
 def photographs(content: bytes, count: int = 6) -> list[dict[str, np.ndarray]]:
@@ -61,8 +64,8 @@ def photographs(content: bytes, count: int = 6) -> list[dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("family", VERDICTS)
-def test_the_backbone_maps_and_the_rest_stays_on_the_cpu(family: str, drawings: Path, tmp_path: Path) -> None:
-    content = encoder(family, drawings, tmp_path)
+def test_the_backbone_maps_and_the_rest_stays_on_the_cpu(family: str, encoder: Callable[[str], bytes]) -> None:
+    content = encoder(family)
     told: list[str] = []
     samples = photographs(content)
     written = quantize_graphs({"encoder": content}, recipe("full-int8"), lambda name: samples, told.append)["encoder"]
@@ -78,8 +81,8 @@ def test_the_backbone_maps_and_the_rest_stays_on_the_cpu(family: str, drawings: 
     assert "; so that and all after it is the CPU's: " in str(verdict)
 
 
-def test_pixels_as_integers_change_no_number(drawings: Path, tmp_path: Path) -> None:
-    content = encoder("transformer", drawings, tmp_path)
+def test_pixels_as_integers_change_no_number(encoder: Callable[[str], bytes]) -> None:
+    content = encoder("transformer")
     samples = photographs(content)
     before = quantize(content, recipe("full-int8").encoder, lambda: samples, "encoder")
     after = integer_input(before)
@@ -99,8 +102,8 @@ def test_pixels_as_integers_change_no_number(drawings: Path, tmp_path: Path) -> 
     assert integer_input(content) == content  # float32: what reads the pixels is no QUANTIZE
 
 
-def test_other_recipes_are_left_alone(drawings: Path, tmp_path: Path) -> None:
-    content = encoder("lstm", drawings, tmp_path)
+def test_other_recipes_are_left_alone(encoder: Callable[[str], bytes]) -> None:
+    content = encoder("lstm")
     told: list[str] = []
     samples = photographs(content)
     written = quantize_graphs({"encoder": content}, recipe("int8"), lambda name: samples, told.append)["encoder"]
