@@ -13,6 +13,7 @@ What is not as on a Pi:
 - PATH is empty during the install, so that pip cannot find this machine's compiler: on a fresh Pi there may be one.
 - Debian, not Raspberry Pi OS, which is Debian with packages of its own and, for 32 bits, piwheels.org as a second index
   for pip. That one is not asked here: the 32-bit environment sees apt's NumPy and Pillow (`--system-site-packages`).
+- Waiting threads are emulated too: on a busy machine put `taskset -c 0` before the command.
 - pip keeps this machine's settings of how the network is reached (certificates, proxy, mirror), and no others.
 - `bench run` needs the extra `bench`, which is installed after the runtime has been listed and weighed; on 32 bits
   PyPI has no wheels of some of it, and apt's psutil and rich are used. It measures 8 captions unless --bench quick.
@@ -133,13 +134,14 @@ def install(work: Path, system: System, wheel: Path, *, lean: bool) -> Installed
     """A fresh environment of the system with the wheel in it. Raises CannotBeMadeError and InstallError."""
     made = subprocess.run(
         [str(EDGE / "make_root.sh"), str(work), system.suite, system.architecture, *system.apt],
-        stdout=subprocess.PIPE,
+        capture_output=True,
         stdin=subprocess.DEVNULL,
         text=True,
         check=False,
     )
+    click.echo(made.stderr.rstrip(), err=True)
     if made.returncode != 0:
-        raise CannotBeMadeError("make_root.sh could not make it (see above)")
+        raise CannotBeMadeError(made.stderr.strip().rpartition("\n")[2])
     python = Path(made.stdout.strip())
     environment = work / f"pi-{system.name}"
     for folder in (environment, python.parents[2] / environment.relative_to("/")):  # the other: see make_root.sh, armhf
