@@ -54,7 +54,7 @@ def command() -> None:
 @_index_options
 @_json_option
 def list_command(source: str | None, offline: bool, allow_http: bool, as_json: bool) -> None:
-    """List bundles: the packaged one, those pulled, and those that the index has."""
+    """List packaged, pulled and available bundles."""
     from captionlite.runtime.models import cache
     from captionlite.runtime.models.pull import is_url
 
@@ -88,7 +88,10 @@ def list_command(source: str | None, offline: bool, allow_http: bool, as_json: b
 @_index_options
 @_json_option
 def show_command(name: str, source: str | None, offline: bool, allow_http: bool, as_json: bool) -> None:
-    """Show what is known of a bundle: from the cache, else from the index."""
+    """Show what is known of a bundle.
+
+    Of a pulled one from the cache, of another from the index.
+    """
     from captionlite.runtime.models import cache
     from captionlite.runtime.models.index import split_label
 
@@ -116,9 +119,9 @@ def show_command(name: str, source: str | None, offline: bool, allow_http: bool,
 @_index_options
 @_json_option
 def pull_command(names: tuple[str, ...], source: str | None, offline: bool, allow_http: bool, as_json: bool) -> None:
-    """Fetch bundles from the index into the cache; what a broken pull left is gone on with.
+    """Fetch bundles from the index into the cache.
 
-    A bundle that is there already is not fetched again, and needs neither index nor network.
+    What a broken pull left is gone on with. A bundle that is there already is not fetched again, and needs neither index nor network.
     """
     from captionlite.runtime.models import cache
     from captionlite.runtime.models.index import split_label
@@ -152,7 +155,10 @@ def pull_command(names: tuple[str, ...], source: str | None, offline: bool, allo
 @click.argument("names", nargs=-1, required=True, metavar="NAME[@VERSION]...")
 @_json_option
 def remove_command(names: tuple[str, ...], as_json: bool) -> None:
-    """Take bundles out of the cache, with what broken pulls left of them; without a version, all versions."""
+    """Take bundles out of the cache.
+
+    Without a version all versions of that name, and what broken pulls left of them.
+    """
     from captionlite.runtime.models import cache
     from captionlite.runtime.models.index import split_label
 
@@ -176,9 +182,9 @@ def remove_command(names: tuple[str, ...], as_json: bool) -> None:
 @click.argument("names", nargs=-1, metavar="[NAME[@VERSION]...]")
 @_json_option
 def verify_command(names: tuple[str, ...], as_json: bool) -> None:
-    """Check that pulled bundles (all of them by default) still are what the index promised, every byte.
+    """Check that pulled bundles are intact.
 
-    Whether they compute the right numbers on this machine is what `captionlite verify NAME` tells.
+    All of them by default, every byte, against what the index promised. Whether they compute the right numbers on this machine is what `captionlite verify NAME` tells.
     """
     from captionlite.runtime.models import cache
     from captionlite.runtime.models.pull import check
@@ -206,9 +212,9 @@ def verify_command(names: tuple[str, ...], as_json: bool) -> None:
 @click.option("--bundle-version", default="1.0", show_default=True, help="Of bundles whose names do not say it.")
 @_json_option
 def index_command(folder: Path, bundle_version: str, as_json: bool) -> None:
-    """Write FOLDER/index.json over the bundle directories and zips in FOLDER, for publishing all of it.
+    """Write the index of a folder of bundles.
 
-    NAME or NAME@VERSION (.zip) is what a bundle is listed as. Copy the folder to any https server, or name it itself by
+    FOLDER/index.json then lists the bundle directories and zips in FOLDER, for publishing all of it. NAME or NAME@VERSION (.zip) is what a bundle is listed as. Copy the folder to any https server, or name it itself by
     --index.
     """
     from captionlite.runtime.models.index import VERSION
