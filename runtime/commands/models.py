@@ -121,7 +121,8 @@ def show_command(name: str, source: str | None, offline: bool, allow_http: bool,
 def pull_command(names: tuple[str, ...], source: str | None, offline: bool, allow_http: bool, as_json: bool) -> None:
     """Fetch bundles from the index into the cache.
 
-    What a broken pull left is gone on with. A bundle that is there already is not fetched again, and needs neither index nor network.
+    What a broken pull left is gone on with. A bundle that is there already is not fetched again, and needs neither
+    index nor network.
     """
     from captionlite.runtime.models import cache
     from captionlite.runtime.models.index import split_label
@@ -184,7 +185,8 @@ def remove_command(names: tuple[str, ...], as_json: bool) -> None:
 def verify_command(names: tuple[str, ...], as_json: bool) -> None:
     """Check that pulled bundles are intact.
 
-    All of them by default, every byte, against what the index promised. Whether they compute the right numbers on this machine is what `captionlite verify NAME` tells.
+    All of them by default, every byte, against what the index promised. Whether they compute the right numbers on this
+    machine is what `captionlite verify NAME` tells.
     """
     from captionlite.runtime.models import cache
     from captionlite.runtime.models.pull import check
@@ -214,8 +216,8 @@ def verify_command(names: tuple[str, ...], as_json: bool) -> None:
 def index_command(folder: Path, bundle_version: str, as_json: bool) -> None:
     """Write the index of a folder of bundles.
 
-    FOLDER/index.json then lists the bundle directories and zips in FOLDER, for publishing all of it. NAME or NAME@VERSION (.zip) is what a bundle is listed as. Copy the folder to any https server, or name it itself by
-    --index.
+    FOLDER/index.json then lists the bundle directories and zips in FOLDER, for publishing all of it. NAME or
+    NAME@VERSION (.zip) is what a bundle is listed as. Copy the folder to any https server, or give it as --index.
     """
     from captionlite.runtime.models.index import VERSION
     from captionlite.runtime.models.publish import make_index
