@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -54,6 +54,7 @@ class Client:
     host: str
     port: int
     process: "subprocess.Popen[str] | None" = None
+    pid: int = 0  # of the service itself
     end: Callable[[], None] = lambda: None  # of a service in a thread: as SIGTERM does
 
     def connect(self) -> http.client.HTTPConnection:
@@ -99,7 +100,7 @@ class Client:
     def stop(self) -> int:
         """SIGTERM; the exit code."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
+        os.kill(self.pid, signal.SIGTERM)
         return self.process.wait(TIMEOUT_S)
 
 
@@ -119,9 +120,11 @@ def read_reply(response: http.client.HTTPResponse) -> Reply:
 
 
 @contextmanager
-def serve(bundle: Path, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[Client]:
-    """The real `captionlite serve` on a free port."""
-    command = [sys.executable, "-m", "captionlite.runtime.cli", "serve", "--port", "0", "--json"]
+def serve(
+    bundle: Path, *options: str, environment: Mapping[str, str] | None = None, through: Sequence[str] = ()
+) -> Iterator[Client]:
+    """The real `captionlite serve` on a free port; `through` is a command that starts the rest of its line."""
+    command = [*through, sys.executable, "-m", "captionlite.runtime.cli", "serve", "--port", "0", "--json"]
     process = subprocess.Popen(
         [*command, "--bundle", str(bundle), *options],
         stdout=subprocess.PIPE,
@@ -134,9 +137,10 @@ def serve(bundle: Path, *options: str, environment: Mapping[str, str] | None = N
     try:
         line = process.stdout.readline()
         assert line, process.stderr.read()
-        found = re.fullmatch(r"http://\[?([^]]+)]?:(\d+)", json.loads(line)["url"])
+        told = json.loads(line)
+        found = re.fullmatch(r"http://\[?([^]]+)]?:(\d+)", told["url"])
         assert found
-        yield Client(found[1], int(found[2]), process)
+        yield Client(found[1], int(found[2]), process, told["pid"])
     finally:
         process.kill()
         process.wait()

@@ -7,6 +7,7 @@ import shutil
 import socket
 import stat
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +227,49 @@ def test_systemd_is_told_when_it_is_ready_and_when_it_ends(toy_directory: Path, 
         received = [b""]
         while received[-1] != b"STOPPING=1":
             received.append(listener.recv(100))  # raises when there is none left
+
+
+NO_NEW_CODE = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.prctl(65, 1, 0, 0, 0):  # PR_SET_MDWE, what MemoryDenyWriteExecute= does; Linux 6.3
+    sys.exit(77)
+assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_it_captions_where_no_memory_may_become_code(toy_directory: Path) -> None:
+    through = [sys.executable, "-c", NO_NEW_CODE]
+    if subprocess.run([*through, "/bin/true"]).returncode == 77:
+        pytest.skip("this kernel has no PR_SET_MDWE (Linux 6.3)")
+    with serving.serve(toy_directory, through=through) as client:
+        assert client.caption(serving.png(), "?beams=3").status == 200
+        assert client.stop() == 0
+
+
+def system_calls(name: str) -> set[str]:
+    """What one of systemd's sets of system calls holds."""
+    assert ANALYZE is not None
+    listed = subprocess.run([ANALYZE, "syscall-filter", "--no-pager", name], capture_output=True, text=True).stdout
+    words = {line.strip() for line in listed.splitlines()[1:] if line.strip() and not line.strip().startswith("#")}
+    return {one for word in words for one in (system_calls(word) if word.startswith("@") else {word})}
+
+
+@needs_systemd
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_it_makes_no_call_that_the_unit_forbids(toy_directory: Path, tmp_path: Path) -> None:
+    through = ["strace", "-f", "-c", "-o", str(tmp_path / "calls")]
+    if subprocess.run([*through, "/bin/true"], capture_output=True).returncode:
+        pytest.skip("strace may not trace here")
+    with serving.serve(toy_directory, through=through) as client:
+        assert client.caption(serving.png(), "?beams=3").status == 200
+        assert client.caption(b"no image").status == 422
+        assert client.get("/metrics").status == 200
+        assert client.stop() == 0
+    rows = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+    made = {row[-1] for row in rows if row and row[-1].isidentifier()} - {"syscall", "total"}
+    assert {"mmap", "accept4"} & made
+    allowed = system_calls("@system-service") - system_calls("@privileged") - system_calls("@resources")
+    # OpenBLAS, of NumPy, asks for memory near its core, and does without when it is refused.
+    assert made - allowed <= {"mbind", "get_mempolicy", "sched_setaffinity"}
