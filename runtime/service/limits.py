@@ -75,5 +75,8 @@ class Limits:
 
 
 def default_workers() -> int:
-    """A worker a core, up to four: measured on two, they do twice what one does, and more of them no more."""
+    """A worker a core, up to four, each with one thread: photographs side by side do more than one on all cores.
+
+    Python itself runs one thread at a time, so beyond a few workers only memory grows.
+    """
     return min(core_count(), 4)
