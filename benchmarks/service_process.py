@@ -75,15 +75,9 @@ class Client:
 
     def send(self, upload: Upload) -> tuple[int, bytes]:
         """Status and body of the answer. Raises OSError, http.client.HTTPException."""
-        fresh = self._connection.sock is None
         try:
             return self._send(upload)
-        except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
-            self.close()
-            if fresh:
-                raise
-            return self._send(upload)  # an idle connection that the service closed meanwhile, as HTTP allows it to
-        except BaseException:
+        except BaseException:  # nothing is sent twice: what broke is counted
             self.close()
             raise
 
@@ -131,6 +125,7 @@ class Supervisor:
     def __init__(self, port: int, options: Sequence[str]) -> None:
         self.rules = Rules.of_unit()
         self.restarts = 0
+        self.gone_at = 0.0  # by perf_counter, when the latest process had ended
         self._port, self._options = port, options
         self.process = start(port, options)
         await_ready(self.process)
@@ -139,7 +134,11 @@ class Supervisor:
         self._thread.start()
 
     def _watch(self) -> None:
-        while self.rules.again(self.process.wait()) and not self._ended.wait(self.rules.restart_s):
+        while True:
+            code = self.process.wait()
+            self.gone_at = perf_counter()
+            if not self.rules.again(code) or self._ended.wait(self.rules.restart_s):
+                return
             assert self.process.stdout is not None
             self.process.stdout.close()
             self.process = start(self._port, self._options)

@@ -109,8 +109,8 @@ def test_bars_and_table() -> None:
         },
         "throughput": {"direct_per_second": 100.0, "served_per_second": 120.0, "ratio": 1.2, "rounds_ratios": [1.2]},
         "kill": {
-            "restart": "on-failure", "restart_s": 2.0, "restarts": 1, "away_s": 2.5, "lost": 4, "clients": 4,
-            "wrong_captions": [], "good_without_caption": [], "lost_after": [], "captions_after": 50, "exit_code": 0,
+            "restart": "on-failure", "restart_s": 2.0, "restarts": 1, "away_s": 2.5, "in_flight_lost": 4,
+            "others_lost": 0, "wrong_captions": [], "good_without_caption": [], "captions_after": 50, "exit_code": 0,
         },
         "cold": {"first_caption_s": 0.6, "memory_first_mb": 90.0, "memory_mb": 100.0, "requests": 1000},
     }  # fmt: skip
@@ -119,7 +119,7 @@ def test_bars_and_table() -> None:
     assert "ratio 1.20" in table(found)
     assert not bars(found, 0.5, None)["memory grows by at most 0.5 MB"]
     assert not bars(found, 10, 1.5)["at least 1.5 of direct calls"]
-    found["kill"]["lost"] = 5  # type: ignore[index]
+    found["kill"]["others_lost"] = 1  # type: ignore[index]
     found["load"]["wrong_captions"] = ["x"]  # type: ignore[index]
     missed = {name for name, held in bars(found, 10, None).items() if not held}
     assert missed == {"no wrong caption", "kill -9 loses what was in flight only"}
