@@ -323,8 +323,8 @@ def table(found: dict[str, Any]) -> str:
         "memory": f"{', '.join(memory)} MB; growth {load['memory_growth_mb']:+.1f} MB",
         "throughput": f"{through['served_per_second']:.0f} a second, {through['direct_per_second']:.0f} directly; "
         f"ratio {through['ratio']:.2f}",
-        "kill -9": f"{kill['in_flight_lost']} in flight lost, {kill['others_lost']} others; {kill['restarts']} restart ({rules}), "
-        f"away {kill['away_s'] or 0:.1f} s; {kill['captions_after']} captions after",
+        "kill -9": f"{kill['in_flight_lost']} in flight lost, {kill['others_lost']} others; {kill['restarts']} restart "
+        f"({rules}), away {kill['away_s'] or 0:.1f} s; {kill['captions_after']} captions after",
         "cold start": f"{cold['first_caption_s']:.2f} s to the first caption, {cold['memory_first_mb']:.0f} MB then, "
         f"{cold['memory_mb']:.0f} MB after {cold['requests']:,} requests",
     }
