@@ -92,6 +92,8 @@ if [ ! -d "$root" ]; then
     for program in "$root.partial"/usr/bin/python3.[0-9]* "$root.partial"/usr/bin/espeak-ng; do
         [ ! -x "$program" ] || wrap "${program#"$root.partial/"}"
     done
+    # Python 3.13 copies pip's wheel with its extended attributes, and qemu asks for those of the host's file of that name.
+    sed -i "s|'WHEEL_PKG_DIR': '/usr/|'WHEEL_PKG_DIR': '$root/usr/|" "$root.partial"/usr/lib/python3*/_sysconfigdata_*.py
     mv "$root.partial" "$root"
 fi
 
