@@ -166,6 +166,7 @@ def _manifest(run: Run, recipe: Recipe, name: str, graphs: dict[str, bytes], voc
             run.vocabulary.suppressed_ids,
             run.model.max_length,
             MASK_ID if run.model.refines else None,
+            length_penalty=config.length_penalty,
         ),
         golden=GoldenSpec("golden.npz", recipe.tolerance),
         proven=proven_here(),

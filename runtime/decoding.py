@@ -26,7 +26,8 @@ class DecodingOptions:
     - `min_length`: the end token is not chosen before so many others.
     - `beams`: that many hypotheses side by side, as one batch; `patience` (Kasai et al. 2022) times as many captions
       are finished before the search ends. Hypotheses are ranked by the sum of their log-probabilities divided by
-      length ** `length_penalty`: 0 is the sum, 1 the mean, more prefers longer captions.
+      length ** `length_penalty`: 0 is the sum, 1 the mean, more prefers longer captions; by default the bundle's own,
+      or 1.
     - `temperature`: draw tokens at random, from softmax(logits / temperature) among the `top_k` likeliest, and of
       these the fewest that hold the share `top_p` of probability (Holtzman et al. 2020); `best_of` so many draws,
       ranked like beams. The same `seed` gives the same caption.
@@ -41,7 +42,7 @@ class DecodingOptions:
     min_length: int = 0
     beams: int = 1
     patience: float = 1.0
-    length_penalty: float = 1.0
+    length_penalty: float | None = None
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
@@ -62,7 +63,7 @@ class DecodingOptions:
             raise OptionsError(f"patience is {self.patience}, expected at least 1 / beams.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise OptionsError(f"top_p is {self.top_p}, expected more than 0 and at most 1.")
-        if not all(np.isfinite(x) for x in (self.temperature, self.patience, self.length_penalty)):
+        if not all(np.isfinite(x) for x in (self.temperature, self.patience, self.length_penalty or 0.0)):
             raise OptionsError("temperature, patience and length_penalty must be finite numbers.")
         if self.max_length is not None and self.min_length >= self.max_length:
             raise OptionsError(f"min_length is {self.min_length}, expected less than max_length, {self.max_length}.")
@@ -156,6 +157,8 @@ class Plan:
         self.options = options
         self.start_id, self.end_id = spec.start_id, spec.end_id
         self.steps = steps_allowed(manifest, options)
+        penalties = (options.length_penalty, spec.length_penalty, 1.0)
+        self._length_penalty = next(penalty for penalty in penalties if penalty is not None)
         self.suppressed = _index(spec.suppressed_ids)  # never chosen, and no part of any probability
         self.prefix = tuple(vocabulary.tokenize(options.prefix)) if options.prefix.strip() else ()
         self._banned = sorted({_one_token(word, vocabulary) for word in options.suppress})
@@ -180,7 +183,7 @@ class Plan:
 
     def score(self, logprob_sum: float, length: int) -> float:
         """What hypotheses are ranked by."""
-        return float(logprob_sum / length**self.options.length_penalty)
+        return float(logprob_sum / length**self._length_penalty)
 
 
 def steps_allowed(manifest: Manifest, options: DecodingOptions) -> int:

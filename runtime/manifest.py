@@ -52,11 +52,11 @@ __all__ = [
     "VocabularySpec",
 ]
 
-FORMAT = (1, 3)
+FORMAT = (1, 4)
 """Format version (major, minor) that this captionlite writes; it reads every minor version of this major one.
 
 1.1 added the graph `refine`, `decoding.mask_id` and SentencePiece vocabularies; 1.2 `attention` and
-`decoding.confidence`; 1.3 `proven`.
+`decoding.confidence`; 1.3 `proven`; 1.4 `decoding.length_penalty`.
 """
 
 

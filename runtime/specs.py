@@ -21,6 +21,7 @@ MAX_ELEMENTS = 1 << 28
 MAX_STEPS = 4096
 MAX_PROVEN = 64
 MAX_COEFFICIENT = 1e6  # of the confidence: far beyond any fit, and slope * logprob stays a finite number
+MAX_LENGTH_PENALTY = 10.0  # a caption of 20 tokens divided by 20 ** 10 still is a number
 
 
 # A file name is one plain component: no separators, no drive, no leading dot, nothing a shell or a zip could misread.
@@ -108,6 +109,7 @@ class DecodingSpec:
     max_length: int
     mask_id: int | None = None  # families that predict all positions at once; they have a graph "refine"
     confidence: ConfidenceSpec | None = None
+    length_penalty: float | None = None  # `DecodingOptions.length_penalty` where the options give none; 1 without it
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,7 @@ def read_decoding(node: Node, vocabulary_size: int, extra: bool) -> DecodingSpec
     """`decoding`; every token id in it is one of the vocabulary's."""
     fields = node.fields(
         "start_id", "end_id", "pad_id", "unknown_id", "suppressed_ids", "max_length",
-        optional=("mask_id", "confidence"), allow_extra=extra,
+        optional=("mask_id", "confidence", "length_penalty"), allow_extra=extra,
     )  # fmt: skip
 
     def token_id(node: Node) -> int:
@@ -249,6 +251,7 @@ def read_decoding(node: Node, vocabulary_size: int, extra: bool) -> DecodingSpec
         max_length=fields["max_length"].integer(1, MAX_STEPS),
         mask_id=token_id(fields["mask_id"]) if "mask_id" in fields else None,
         confidence=read_confidence(fields["confidence"], extra) if "confidence" in fields else None,
+        length_penalty=fields["length_penalty"].number(0.0, MAX_LENGTH_PENALTY) if "length_penalty" in fields else None,
     )
 
 

@@ -106,6 +106,7 @@ class RunConfig:
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     jit_compile: bool = False  # XLA on the TensorFlow backend; slower than plain kernels on a CPU
     self_critical: SelfCriticalConfig | None = None
+    length_penalty: float | None = None  # how an exported bundle ranks its beams, chosen on dev photographs; null: 1
     start: str | None = None  # a run directory whose vocabulary and best weights this one starts from
     seed: int = 0
     # What a published system reported about itself, for `captionlite presets`: its vocabulary_size, source, figures.

@@ -26,7 +26,9 @@ def command(bundle_name: str, as_json: bool) -> None:
         click.echo(f"  {name:<11} {graph.file}, {graph.recipe}, {size_mb:.2f} MB")
     click.echo(f"  image       {manifest.image.height} x {manifest.image.width} pixels, {manifest.image.resize}")
     click.echo(f"  vocabulary  {manifest.vocabulary.size} {manifest.vocabulary.kind}")
-    click.echo(f"  decoding    at most {manifest.decoding.max_length} tokens")
+    penalty = manifest.decoding.length_penalty
+    beams = "" if penalty is None else f", beams ranked with a length penalty of {penalty:g}"
+    click.echo(f"  decoding    at most {manifest.decoding.max_length} tokens{beams}")
     click.echo(f"  size        {bundle.size_bytes / 1e6:.2f} MB in {len(manifest.files)} files, checksums right")
     proven = [*map(str, manifest.proven)] or ["no interpreter yet: it checks itself where it is first opened"]
     click.echo(f"  proven on   {', '.join(proven)}")

@@ -104,7 +104,11 @@ def _plain(value: Any) -> str:
 
 _OPTIONS = [
     click.option("--beams", type=click.IntRange(min=1), help="Follow so many hypotheses side by side.  [default: 1]"),
-    click.option("--length-penalty", type=float, help="Rank by sum / length ** this: 0 sum, 1 mean.  [default: 1]"),
+    click.option(
+        "--length-penalty",
+        type=float,
+        help="Rank by sum / length ** this: 0 sum, 1 mean.  [default: the bundle's]",
+    ),
     click.option("--patience", type=float, help="End when beams * this captions are finished.  [default: 1]"),
     click.option("--temperature", type=float, help="Draw words at random; 1 as the model says, less is surer."),
     click.option("--top-k", type=click.IntRange(min=1), help="Draw among the so many likeliest words only."),

@@ -149,8 +149,9 @@ def reference(name: str, options: DecodingOptions) -> list[list[tuple[list[int],
             if len(done[p]) >= enough or step == length - 1:
                 cut[p] = live[p][: max(0, beams - len(done[p]))]
                 live[p] = []
+    penalty = 1.0 if options.length_penalty is None else options.length_penalty
     return [
-        sorted(((t, p, sum(p) / len(p) ** options.length_penalty) for t, p in [*done[i], *cut[i]]), key=lambda h: -h[2])
+        sorted(((t, p, sum(p) / len(p) ** penalty) for t, p in [*done[i], *cut[i]]), key=lambda h: -h[2])
         for i in range(PHOTOGRAPHS)
     ]
 

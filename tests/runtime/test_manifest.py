@@ -14,13 +14,13 @@ from captionlite.runtime.manifest import FORMAT, AttentionSpec, ConfidenceSpec, 
 
 CONFIDENCE = ConfidenceSpec(slope=2.5, intercept=1.25, event="CIDEr of at least 0.5", fitted_on="drawings, dev")
 PROVEN = (ProvenSpec("ai-edge-litert", "2.3.0", "x86_64"), ProvenSpec("tflite-runtime", "2.14.0", "armv7l"))
-OPTIONAL = (("attention",), ("decoding", "confidence"), ("proven",))
+OPTIONAL = (("attention",), ("decoding", "confidence"), ("decoding", "length_penalty"), ("proven",))
 
 
 def valid() -> dict[str, Any]:
     """The toy's manifest as parsed JSON, with all that is optional and with made-up checksums."""
     manifest = toy_bundle.manifest()
-    decoding = replace(manifest.decoding, confidence=CONFIDENCE)
+    decoding = replace(manifest.decoding, confidence=CONFIDENCE, length_penalty=2.5)
     found = replace(manifest, decoding=decoding, proven=PROVEN).to_json()
     names = ("encoder.tflite", "decoder.tflite", "vocabulary.json", "golden.npz")
     found["files"] = {name: {"sha256": "0" * 64, "size_bytes": 1} for name in names}
@@ -94,7 +94,7 @@ WRONG = [
     for path in FIELDS
     for wrong in (True, {"a": 1}, [[1]], 1.5, "\x1b[2J")
     if not (path in (("provenance",), ("scores",)) and isinstance(wrong, dict))  # any object is right there
-    and not (path[-1] in ("slope", "intercept") and wrong == 1.5)  # and any number here
+    and not (path[-1] in ("slope", "intercept", "length_penalty") and wrong == 1.5)  # and any number here
 ]
 
 

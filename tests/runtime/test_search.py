@@ -3,6 +3,7 @@
 All on the toy bundle through the real interpreter, against NumPy. Beam search has a test of its own in tests/export.
 """
 
+from dataclasses import replace
 from itertools import pairwise
 from math import sqrt
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import toy_bundle
 
 from captionlite.runtime import Captioner, DecodingOptions
+from captionlite.runtime.bundle import Bundle
 from captionlite.runtime.decoding import Plan
 from captionlite.runtime.errors import InterpreterError, OptionsError
 from captionlite.runtime.search import distribution
@@ -308,3 +310,14 @@ def test_beams_find_at_least_what_greedy_finds(captioner: Captioner) -> None:
         assert ranked == sorted(ranked, reverse=True)
         assert len({wide.tokens, *(other.tokens for other in wide.alternatives)}) == 3
     assert better > 0
+
+
+def test_hypotheses_are_ranked_by_the_bundles_length_penalty_unless_told_otherwise(toy_directory: Path) -> None:
+    bundle = Bundle.open(toy_directory)
+    manifest = replace(bundle.manifest, decoding=replace(bundle.manifest.decoding, length_penalty=2.0))
+    score = [
+        Plan(options, found, bundle.vocabulary).score(-6.0, 2)
+        for found in (bundle.manifest, manifest)
+        for options in (DecodingOptions(beams=3), DecodingOptions(beams=3, length_penalty=0.0))
+    ]
+    assert score == [-3.0, -6.0, -1.5, -6.0]
