@@ -12,10 +12,12 @@ from drawings import TINY_PRESET, write_drawings
 from safetensors.numpy import load_file
 
 from captionlite.training import trainer
+from captionlite.training.average import average_runs
 from captionlite.training.compiled import TrainStep
 from captionlite.training.config import DataConfig, RunConfig, from_json
-from captionlite.training.errors import ConfigError, WeightsError
+from captionlite.training.errors import ConfigError, RunError, WeightsError
 from captionlite.training.losses import weighted_cross_entropy
+from captionlite.training.run import load_run
 
 STAGE: dict[str, Any] = {
     "epochs": 2,
@@ -139,3 +141,30 @@ def test_a_weight_a_caption() -> None:
     expected = -sum(weights[b] * log_probs[b, t, labels[b, t]] for b in range(3) for t in range(2) if labels[b, t] != 0)
     found = float(weighted_cross_entropy(labels, logits, weights, 0))
     assert math.isclose(found, expected / 5, rel_tol=1e-5)
+
+
+def test_runs_are_averaged_weight_by_weight(finished: Path, drawings: Path, cache: Path, tmp_path: Path) -> None:
+    stage = {**STAGE, "epochs": 1}
+    trainer.train(config(drawings, epochs=0, start=str(finished), self_critical=stage), tmp_path / "other", cache)
+    average_runs([(finished, 0.25), (tmp_path / "other", 0.75)], tmp_path / "mean")
+    a, b, mean = (load_file(run / "best.safetensors") for run in (finished, tmp_path / "other", tmp_path / "mean"))
+    moved = 0
+    for key, value in mean.items():
+        if value.dtype == np.float32:
+            np.testing.assert_allclose(value, 0.25 * a[key] + 0.75 * b[key], atol=1e-6, err_msg=key)
+            moved += not np.array_equal(value, a[key])
+    assert moved > 5
+    run = load_run(tmp_path / "mean")
+    assert run.best["average_of"] == [{"run": "whole", "share": 0.25}, {"run": "other", "share": 0.75}]
+    with pytest.raises(RunError, match="exists already"):
+        average_runs([(finished, 0.5), (tmp_path / "other", 0.5)], tmp_path / "mean")
+
+
+def test_what_cannot_be_averaged_is_refused(finished: Path, drawings: Path, cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"found 2 that sum to 1\.5"):
+        average_runs([(finished, 0.5), (finished, 1.0)], tmp_path / "mean")
+    family = {**TINY_PRESET["family"], "units": 24}  # type: ignore[dict-item]
+    trainer.train(config(drawings, epochs=1, self_critical=None, family=family), tmp_path / "wide", cache)
+    with pytest.raises(ConfigError, match="another family, encoder or vocabulary"):
+        average_runs([(finished, 0.5), (tmp_path / "wide", 0.5)], tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()
