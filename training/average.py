@@ -10,6 +10,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -43,7 +44,7 @@ def average_runs(parts: Sequence[tuple[Path, float]], out: Path) -> None:
                 f"the other"
             )
     run = load_run(first)
-    sums = [0.0] * len(run.model.weights)
+    sums: list[Any] = [0.0] * len(run.model.weights)
     for path, share in parts:
         load_variables(path / BEST, {"model": run.model.weights})
         sums = [
