@@ -127,7 +127,7 @@ class _Trainer:
         evaluator = DevEvaluator(self.model, run.generator, self.data, self.vocabulary)
         self.report(
             f"{self.config.name}: {self.model.count_params():,} parameters, {len(self.vocabulary.pieces):,} words, "
-            f"{' then '.join(f'{s.epochs} x {s.plan.batches_per_epoch} batches {s.name}' for s in self.stages)}"
+            f"{' then '.join(f'{s.plan.batches_per_epoch} batches an epoch' for s in self.stages)}"
         )
         for line in self.data.report():
             self.report(line)
