@@ -7,6 +7,7 @@ self-critical training lie captioners with the scores of the one and more of the
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from keras import ops
 
 from captionlite.training.checkpoints import load_variables, read_metadata, save_variables
 from captionlite.training.errors import ConfigError, RunError
+from captionlite.training.files import fsync_directory
 from captionlite.training.run import BEST, CONFIG, VOCABULARY, load_run, read_config
 
 
@@ -35,10 +37,8 @@ def average_runs(parts: Sequence[tuple[Path, float]], out: Path) -> None:
     config, words = read_config(first), (first / VOCABULARY).read_text()
     for path, _ in parts[1:]:
         other = read_config(path)
-        same_sizes = {k: v for k, v in other.family.items() if k != "dropout"} == {
-            k: v for k, v in config.family.items() if k != "dropout"
-        }
-        if not same_sizes or other.encoder != config.encoder or (path / VOCABULARY).read_text() != words:
+        sizes = [{**each.family, "dropout": None} for each in (other, config)]  # dropout is no weight
+        if sizes[0] != sizes[1] or other.encoder != config.encoder or (path / VOCABULARY).read_text() != words:
             raise ConfigError(
                 f"{path}: another family, encoder or vocabulary than {first}; average runs that one was started --from "
                 f"the other"
@@ -57,7 +57,11 @@ def average_runs(parts: Sequence[tuple[Path, float]], out: Path) -> None:
             weight.assign(np.asarray(value, np.float32))
     metadata = {key: value for key, value in read_metadata(first / BEST).items() if key == "datasets"}
     metadata["average_of"] = [{"run": path.name, "share": share} for path, share in parts]
-    out.mkdir(parents=True)
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     for file in (first / CONFIG, *first.glob(f"{Path(VOCABULARY).stem}*")):
-        shutil.copyfile(file, out / file.name)
-    save_variables(out / BEST, {"model": run.model.weights}, metadata)
+        shutil.copyfile(file, partial / file.name)
+    save_variables(partial / BEST, {"model": run.model.weights}, metadata)
+    os.replace(partial, out)
+    fsync_directory(out.parent)

@@ -6,14 +6,14 @@ A stage knows its batches, its optimiser and what one step does; the trainer kno
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from keras import ops
 
 from captionlite.training.batches import BUCKET, Batch, BatchPlan
 from captionlite.training.compiled import TrainStep
-from captionlite.training.config import RunConfig
+from captionlite.training.config import OptimizerConfig, RunConfig
 from captionlite.training.data import RunData
 from captionlite.training.errors import ConfigError
 from captionlite.training.families.base import DecoderFamily
@@ -25,38 +25,55 @@ from captionlite.training.sampling import Sampler
 from captionlite.training.vocabulary import END_ID, PAD_ID, START_ID, WordVocabulary
 
 
-class Stage(Protocol):
+class Stage:
     """``logged`` are the figures of a step that the trainer averages over an epoch; ``seeds`` variables of its own."""
 
     name: ClassVar[str]
     logged: ClassVar[tuple[str, ...]]
-    epochs: int
-    plan: BatchPlan
-    optimizer: Any
-    seeds: Sequence[Any]
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: DecoderFamily,
+        data: RunData,
+        plan: BatchPlan,
+        optimizer: OptimizerConfig,
+        epochs: int,
+    ) -> None:
+        self._config, self._model, self._data = config, model, data
+        self.plan, self.epochs = plan, epochs
+        self._noise = FeatureNoise(config.feature_noise) if config.feature_noise > 0 else None
+        self.seeds: Sequence[Any] = [] if self._noise is None else self._noise.variables
+        self.optimizer = build_optimizer(optimizer, plan.batches_per_epoch * epochs)
+        self.optimizer.build(model.trainable_variables)
 
     def begin(self) -> None:
         """Compile the step, once the variables hold what training goes on from."""
-
-    def run(self, batch: Batch, number: int) -> Mapping[str, Any]:
-        """Step ``number`` of the stage (from 0): its figures, perhaps still on the device."""
+        self._step = TrainStep(self._model, self.optimizer, self._loss, self._config.jit_compile, self.seeds)
 
     def sync(self) -> None:
         """Write the step's state back into the variables."""
+        self._step.sync()
+
+    def run(self, batch: Batch, number: int) -> Mapping[str, Any]:
+        """Step ``number`` of the stage (from 0): its figures, perhaps still on the device."""
+        raise NotImplementedError
+
+    def _loss(self, features: Any, *batch: Any) -> tuple[Any, dict[str, Any]]:
+        raise NotImplementedError
+
+    def _noisy(self, features: Any) -> Any:
+        return features if self._noise is None else self._noise(features)
 
 
-class CrossEntropy:
+class CrossEntropy(Stage):
     """Teacher forcing on the true captions."""
 
     name: ClassVar[str] = "cross_entropy"
     logged: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
 
     def __init__(self, config: RunConfig, model: DecoderFamily, data: RunData, vocabulary: WordVocabulary) -> None:
-        self._config, self._model, self._data = config, model, data
-        self.epochs = config.epochs
-        self._noise = FeatureNoise(config.feature_noise) if config.feature_noise > 0 else None
-        self.seeds: Sequence[Any] = [] if self._noise is None else self._noise.variables
-        self.plan = BatchPlan(
+        plan = BatchPlan(
             data.sources(config, vocabulary),
             batch_size=config.batch_size,
             captions_per_photo=config.captions_per_photo,
@@ -68,27 +85,20 @@ class CrossEntropy:
             draw=config.draw,
             steps=config.steps_per_epoch,
         )
-        self.optimizer = build_optimizer(config.optimizer, self.plan.batches_per_epoch * config.epochs)
-        self.optimizer.build(model.trainable_variables)
-
-    def begin(self) -> None:
-        self._step = TrainStep(self._model, self.optimizer, self._loss, self._config.jit_compile, self.seeds)
-        self.sync = self._step.sync
+        super().__init__(config, model, data, plan, config.optimizer, config.epochs)
 
     def run(self, batch: Batch, number: int) -> Mapping[str, Any]:
         features = ops.convert_to_tensor(self._data.features(batch))
         return self._step(features, ops.convert_to_tensor(batch.tokens))
 
     def _loss(self, features: Any, tokens: Any) -> tuple[Any, dict[str, Any]]:
-        if self._noise is not None:
-            features = self._noise(features)
         loss, accuracy, _ = self._model.objective(
-            features, tokens, pad_id=PAD_ID, label_smoothing=self._config.label_smoothing, training=True
+            self._noisy(features), tokens, pad_id=PAD_ID, label_smoothing=self._config.label_smoothing, training=True
         )
         return loss, {"accuracy": accuracy}
 
 
-class SelfCritical:
+class SelfCritical(Stage):
     """Self-critical sequence training: samples weighed by how much better they score than the photograph's others."""
 
     name: ClassVar[str] = "self_critical"
@@ -104,12 +114,8 @@ class SelfCritical:
         self.settings = config.self_critical
         if self.settings.samples < 2:
             raise ConfigError(f"{config.name}.self_critical.samples: found {self.settings.samples}, expected 2 or more")
-        self._config, self._model, self._data, self._vocabulary = config, model, data, vocabulary
-        self.epochs = self.settings.epochs
-        self._noise = FeatureNoise(config.feature_noise) if config.feature_noise > 0 else None
-        self.seeds: Sequence[Any] = [] if self._noise is None else self._noise.variables
-        self._true = max(self.settings.captions, 1)
-        self.plan = BatchPlan(
+        self._vocabulary, self._true = vocabulary, max(self.settings.captions, 1)
+        plan = BatchPlan(
             data.sources(config, vocabulary),
             batch_size=self.settings.photographs * self._true,
             captions_per_photo=self._true,
@@ -120,6 +126,7 @@ class SelfCritical:
             views=config.views,
             draw="random_caption",
         )
+        super().__init__(config, model, data, plan, self.settings.optimizer, self.settings.epochs)
         self._reward = CaptionReward(
             {
                 (number, example.id): example.captions
@@ -131,12 +138,6 @@ class SelfCritical:
         self._sampler = Sampler(
             model, start_id=START_ID, end_id=END_ID, pad_id=PAD_ID, suppressed_ids=vocabulary.suppressed_ids
         )
-        self.optimizer = build_optimizer(self.settings.optimizer, self.plan.batches_per_epoch * self.epochs)
-        self.optimizer.build(model.trainable_variables)
-
-    def begin(self) -> None:
-        self._step = TrainStep(self._model, self.optimizer, self._loss, self._config.jit_compile, self.seeds)
-        self.sync = self._step.sync
 
     def run(self, batch: Batch, number: int) -> Mapping[str, Any]:
         samples, photographs = self.settings.samples, len(batch.rows)
@@ -172,9 +173,7 @@ class SelfCritical:
         return tokens, np.concatenate(weights, axis=1).reshape(-1).astype(np.float32)
 
     def _loss(self, features: Any, tokens: Any, weights: Any) -> tuple[Any, dict[str, Any]]:
-        if self._noise is not None:
-            features = self._noise(features)
-        logits = self._model(features, tokens[:, :-1], training=True)
+        logits = self._model(self._noisy(features), tokens[:, :-1], training=True)
         return weighted_cross_entropy(tokens[:, 1:], logits, weights, PAD_ID), {}
 
 

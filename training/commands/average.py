@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import click
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN:SHARE...")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run directory to write.")
-def command(runs: tuple[str, ...], out: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the run and its parts as one JSON object.")
+def command(runs: tuple[str, ...], out: Path, as_json: bool) -> None:
     """Average the weights of runs that one was started from the other, such as plain:0.5 self_critical:0.5.
 
     Shares sum to 1. The result can be exported like any run; it has no history and is not continued.
@@ -27,4 +29,7 @@ def command(runs: tuple[str, ...], out: Path) -> None:
         except ValueError:
             raise click.UsageError(f"{text}: expected RUN:SHARE, for example runs/a:0.5") from None
     average_runs(parts, out)
-    click.echo(f"wrote {out}")
+    if as_json:
+        click.echo(json.dumps({"run": str(out), "average_of": [{"run": str(p), "share": share} for p, share in parts]}))
+    else:
+        click.echo(f"wrote {out}")
