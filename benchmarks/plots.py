@@ -62,7 +62,7 @@ def label(text: str, longest: int = 44) -> str:
     return clean(plain, longest).replace("\\", "\\\\").replace("$", r"\$").lstrip("_") or "?"
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -71,13 +71,13 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def _png(figure: Any) -> bytes:
+def to_png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
 
 
-def _tidy(axes: Any, grid: str = "both") -> None:
+def tidy(axes: Any, grid: str = "both") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
@@ -135,7 +135,7 @@ def _stages(entries: Sequence[Entry]) -> Picture:
     """Bars of means, which add up to the whole; on the right the same in parts of it, where a short bar can be read."""
     breaks = np.array([0, *(a.result.model.family != b.result.model.family for a, b in pairwise(entries))])
     places = np.arange(len(entries)) + 0.6 * np.cumsum(breaks)
-    figure = _figure(11, 1.4 + 0.34 * (places[-1] + 1))
+    figure = new_figure(11, 1.4 + 0.34 * (places[-1] + 1))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     means = np.array([[number(e.result.summary, stage, "mean") or 0.0 for stage, *_ in STAGES] for e in entries])
     sums = means.sum(axis=1)
@@ -146,7 +146,7 @@ def _stages(entries: Sequence[Entry]) -> Picture:
             look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.4}
             axes.barh(places, values[:, column], left=begun, label=name, **look)
             begun += values[:, column]
-        _tidy(axes, "x")
+        tidy(axes, "x")
     for place, whole in zip(places, sums, strict=True):
         left.text(whole + 0.01 * sums.max(), place, _ms(whole), va="center", fontsize=9)
     for place, row in zip(places, parts, strict=True):
@@ -166,7 +166,7 @@ def _stages(entries: Sequence[Entry]) -> Picture:
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=len(STAGES), frameon=False)
     told = "; ".join(f"{entry.label}: {_ms(whole)} ms" for entry, whole in zip(entries, sums, strict=True))
     alt = f"Mean time of a caption by stage. {told}"
-    return Picture("stages.png", "Where the time of a caption goes", alt, _png(figure))
+    return Picture("stages.png", "Where the time of a caption goes", alt, to_png(figure))
 
 
 def _gpu_edge(comparison: Comparison, entries: Sequence[Entry]) -> Picture:
@@ -176,7 +176,7 @@ def _gpu_edge(comparison: Comparison, entries: Sequence[Entry]) -> Picture:
     highest = [max(entry.whole_ms, number(entry.result.summary, "whole", "p90") or 0.0) for entry in entries]
     least = min((entry.whole_ms for entry in entries if entry.whole_ms > 0), default=1.0)
     is_log = max(highest) > FAR_APART_BARS * least
-    figure = _figure(max(7.0, 1.5 + 0.48 * (len(entries) + len(comparison.families))), 4.4)
+    figure = new_figure(max(7.0, 1.5 + 0.48 * (len(entries) + len(comparison.families))), 4.4)
     axes = figure.subplots()
     at, ticks = 0.0, []
     notes: list[tuple[float, float, float]] = []
@@ -210,10 +210,10 @@ def _gpu_edge(comparison: Comparison, entries: Sequence[Entry]) -> Picture:
         )  # fmt: skip
     axes.set_ylabel(f"a whole caption, ms{' (logarithmic)' if is_log else ''}")
     axes.set_title("bar and figure: median; line: up to the 90th percentile", fontsize=9, color="#444444", loc="left")
-    _tidy(axes, "y")
+    tidy(axes, "y")
     _legend(figure, ways, "bar", entries)
     alt = "; ".join(f"{entry.label}: {_ms(entry.whole_ms)} ms" for entry in entries)
-    return Picture("gpu-edge.png", title, f"Median time of a whole caption. {alt}", _png(figure))
+    return Picture("gpu-edge.png", title, f"Median time of a whole caption. {alt}", to_png(figure))
 
 
 def _quality(comparison: Comparison, entries: Sequence[Entry]) -> Picture:
@@ -227,7 +227,7 @@ def _quality(comparison: Comparison, entries: Sequence[Entry]) -> Picture:
         )
         return Picture("quality.png", title, "", skipped=reason)
     ways = Ways(entries)
-    figure = _figure(9, 5.0)
+    figure = new_figure(9, 5.0)
     axes = figure.subplots()
     families = list(dict.fromkeys(clean(entry.result.model.family) for entry, _ in scored))
     for entry, cider in scored:
@@ -250,12 +250,12 @@ def _quality(comparison: Comparison, entries: Sequence[Entry]) -> Picture:
     axes.set_xlabel(f"a whole caption, median, ms{' (logarithmic)' if is_log else ''}")
     axes.set_ylabel(label(f"CIDEr on {comparison.scored_on}", 60))
     axes.set_title(f"further up and to the left is better{told}", fontsize=9, color="#444444", loc="left")
-    _tidy(axes)
+    tidy(axes)
     if len(families) > 1:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
     _legend(figure, ways, "point", [entry for entry, _ in scored])
     alt = "; ".join(f"{entry.label}: {_ms(entry.whole_ms)} ms, {cider:.3f}" for entry, cider in scored)
-    return Picture("quality.png", title, f"CIDEr over the median time of a caption. {alt}", _png(figure))
+    return Picture("quality.png", title, f"CIDEr over the median time of a caption. {alt}", to_png(figure))
 
 
 def _distribution(entries: Sequence[Entry]) -> Picture:
@@ -264,7 +264,7 @@ def _distribution(entries: Sequence[Entry]) -> Picture:
     families = list(dict.fromkeys(entry.result.model.family for entry in entries))
     columns = min(2, len(families))
     rows = math.ceil(len(families) / columns)
-    figure = _figure(5.4 * columns + (2.6 if columns == 1 else 0), 0.5 + 3.3 * rows)
+    figure = new_figure(5.4 * columns + (2.6 if columns == 1 else 0), 0.5 + 3.3 * rows)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     begin = min(min(entry.result.samples.whole_ms) for entry in entries)
     end = max(float(np.percentile(entry.result.samples.whole_ms, 99.5)) for entry in entries)
@@ -284,14 +284,14 @@ def _distribution(entries: Sequence[Entry]) -> Picture:
         axes.xaxis.set_tick_params(labelbottom=True)
         if len(families) > 1:
             axes.set_title(label(family), fontsize=10)
-        _tidy(axes)
+        tidy(axes)
     for axes in panels[len(families) :]:
         axes.remove()
     figure.supxlabel(f"a whole caption, ms{' (logarithmic)' if is_log else ''}", fontsize=10)
     figure.supylabel("% of the captions done", fontsize=10)
     _legend(figure, ways, "line", entries)
     alt = f"Cumulative distribution of the times of {len(entries)} results; the axis ends at their 99.5th percentile."
-    return Picture("distribution.png", "How the times of whole captions are spread", alt, _png(figure))
+    return Picture("distribution.png", "How the times of whole captions are spread", alt, to_png(figure))
 
 
 def _legend(figure: Any, ways: Ways, kind: str, entries: Sequence[Entry]) -> None:
