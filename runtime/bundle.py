@@ -20,6 +20,7 @@ from typing import BinaryIO
 from captionlite.runtime.errors import BundleError
 from captionlite.runtime.files import fsync_directory
 from captionlite.runtime.jsonreader import parse_json
+from captionlite.runtime.labels import Labels
 from captionlite.runtime.manifest import MANIFEST_FILE, FileSpec, Manifest
 from captionlite.runtime.vocabulary import Vocabulary
 
@@ -37,6 +38,10 @@ class Bundle:
         self._source = source
         file = manifest.vocabulary.file
         self.vocabulary = Vocabulary.from_json(self.read(file), manifest, f"{location}/{file}")
+        self.labels: Labels | None = None
+        if manifest.labels is not None:
+            file = manifest.labels.file
+            self.labels = Labels(self.read(file), manifest.labels, f"{location}/{file}")
 
     @classmethod
     def open(cls, path_or_name: str | Path = "default") -> "Bundle":

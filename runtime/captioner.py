@@ -17,6 +17,7 @@ from captionlite.runtime.decoding import Alternative, Caption, DecodingOptions, 
 from captionlite.runtime.errors import ImageError, InterpreterError, OptionsError
 from captionlite.runtime.image import ImageSource, load_image
 from captionlite.runtime.interpreter import Graph, core_count
+from captionlite.runtime.labels import Label
 from captionlite.runtime.loop import DecoderLoop
 from captionlite.runtime.masked import RefineGraph, fill, mask_predict, pseudo_log_likelihood
 from captionlite.runtime.search import Walk, forced
@@ -137,7 +138,7 @@ class Captioner:
                 hypotheses = beam_search(self._decoder, plan)
             else:
                 hypotheses = Walk(self._decoder, plan).to_the_end()
-        return self._caption(hypotheses[: options.n_best], started)
+        return self._caption(hypotheses[: options.n_best], started, encoded)
 
     def decode_many(
         self, encoded: Sequence[Mapping[str, npt.NDArray[Any]]], options: DecodingOptions | None = None
@@ -153,9 +154,10 @@ class Captioner:
         captions = []
         for first in range(0, len(encoded), GROUP):
             started = perf_counter()
-            group = self._together.decode(encoded[first : first + GROUP], plan)
+            together = encoded[first : first + GROUP]
+            group = self._together.decode(together, plan)
             own = (perf_counter() - started) / len(group)
-            captions += [self._caption([hypothesis], perf_counter() - own) for hypothesis in group]
+            captions += [self._caption([h], perf_counter() - own, one) for h, one in zip(group, together, strict=True)]
         return captions
 
     def check(self, options: DecodingOptions) -> None:
@@ -305,14 +307,29 @@ class Captioner:
             return None
         return 1.0 / (1.0 + exp(min(-(spec.slope * logprob + spec.intercept), 700.0)))  # exp() overflows at 710
 
-    def _caption(self, hypotheses: Sequence[Hypothesis], started: float) -> Caption:
+    def _maybe(
+        self, encoded: Mapping[str, npt.NDArray[Any]], caption: str, confidence: float | None
+    ) -> tuple[Label, ...]:
+        """What the classifier offers beside a caption of this confidence: nothing where that was not fitted."""
+        labels = self.bundle.labels
+        if labels is None or confidence is None or confidence >= labels.spec.below_confidence:
+            return ()
+        logits = encoded.get(labels.spec.output)
+        return () if logits is None else labels.offered(logits, caption)
+
+    def _caption(
+        self, hypotheses: Sequence[Hypothesis], started: float, encoded: Mapping[str, npt.NDArray[Any]]
+    ) -> Caption:
         best, *others = (self._described(hypothesis) for hypothesis in hypotheses)
+        confidence = self._confidence(best.logprob)
+        maybe = self._maybe(encoded, best.text, confidence)
         decode_ms = (perf_counter() - started) * 1e3
         return Caption(
             **vars(best),
             attention=hypotheses[0].attention,
             alternatives=tuple(others),
-            confidence=self._confidence(best.logprob),
+            confidence=confidence,
+            maybe=maybe,
             timings_ms={"decode": decode_ms, "step": decode_ms / len(best.tokens)},
         )
 

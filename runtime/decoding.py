@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from captionlite.runtime.errors import OptionsError
+from captionlite.runtime.labels import Label
 from captionlite.runtime.manifest import Manifest
 from captionlite.runtime.vocabulary import Vocabulary
 
@@ -134,7 +135,8 @@ class Caption:
     `stop_reason` is "end" or "max_length". `attention` is float32 (tokens, regions), or None for a family that does
     not attend. `timings_ms` has image, encode, decode, total, and step: decode by the number of tokens.
     `score` is what hypotheses were ranked by, `alternatives` the next best. `confidence` is the calibrated chance that
-    the caption fits, or None for a bundle without calibration.
+    the caption fits, or None for a bundle without calibration. `maybe` is what else the photograph may show, by the
+    encoder's classifier, of a caption that the bundle has little confidence in; mostly there is none.
     """
 
     text: str
@@ -147,6 +149,7 @@ class Caption:
     score: float = 0.0
     alternatives: tuple[Alternative, ...] = ()
     confidence: float | None = None
+    maybe: tuple[Label, ...] = ()
 
 
 class Plan:

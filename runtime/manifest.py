@@ -19,6 +19,7 @@ from captionlite.runtime.specs import (
     GoldenSpec,
     GraphSpec,
     ImageSpec,
+    LabelsSpec,
     ProvenSpec,
     StateSpec,
     TensorSpec,
@@ -29,6 +30,7 @@ from captionlite.runtime.specs import (
     read_golden,
     read_graph,
     read_image,
+    read_labels,
     read_proven,
     read_state,
     read_vocabulary,
@@ -45,6 +47,7 @@ __all__ = [
     "GoldenSpec",
     "GraphSpec",
     "ImageSpec",
+    "LabelsSpec",
     "Manifest",
     "ProvenSpec",
     "StateSpec",
@@ -52,11 +55,11 @@ __all__ = [
     "VocabularySpec",
 ]
 
-FORMAT = (1, 4)
+FORMAT = (1, 5)
 """Format version (major, minor) that this captionlite writes; it reads every minor version of this major one.
 
 1.1 added the graph `refine`, `decoding.mask_id` and SentencePiece vocabularies; 1.2 `attention` and
-`decoding.confidence`; 1.3 `proven`; 1.4 `decoding.length_penalty`.
+`decoding.confidence`; 1.3 `proven`; 1.4 `decoding.length_penalty`; 1.5 `labels`.
 """
 
 
@@ -74,6 +77,7 @@ class Manifest:
     decoding: DecodingSpec
     golden: GoldenSpec
     attention: AttentionSpec | None = None  # families that attend to the cells of a grid
+    labels: LabelsSpec | None = None  # an encoder that classifies as well
     proven: tuple[ProvenSpec, ...] = ()  # where the golden vectors were computed; elsewhere they are checked first
     files: dict[str, FileSpec] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -109,6 +113,7 @@ class Manifest:
             "vocabulary": dict(vars(self.vocabulary)),
             "decoding": decoding,
             **({} if self.attention is None else {"attention": {"grid": list(self.attention.grid)}}),
+            **({} if self.labels is None else {"labels": dict(vars(self.labels))}),
             "golden": dict(vars(self.golden)),
             **({"proven": [dict(vars(row)) for row in self.proven]} if self.proven else {}),
             "files": {name: dict(vars(spec)) for name, spec in self.files.items()},
@@ -128,7 +133,7 @@ class Manifest:
         extra = version[1] > FORMAT[1]  # a newer minor version may add fields that this reader need not know
         fields = top.fields(
             "format", "name", "family", "graphs", "state", "image", "vocabulary", "decoding", "golden", "files",
-            "provenance", "scores", optional=("attention", "proven"), allow_extra=extra,
+            "provenance", "scores", optional=("attention", "labels", "proven"), allow_extra=extra,
         )  # fmt: skip
         graphs = fields["graphs"].fields("encoder", "decoder", optional=("refine",), allow_extra=extra)
         vocabulary = read_vocabulary(fields["vocabulary"], extra)
@@ -143,6 +148,7 @@ class Manifest:
             decoding=read_decoding(fields["decoding"], vocabulary.size, extra),
             golden=read_golden(fields["golden"], extra),
             attention=read_attention(fields["attention"], extra) if "attention" in fields else None,
+            labels=read_labels(fields["labels"], extra) if "labels" in fields else None,
             proven=read_proven(fields["proven"], extra) if "proven" in fields else (),
             files={name: read_file(name, node, extra) for name, node in fields["files"].items().items()},
             provenance={name: node.value for name, node in fields["provenance"].items().items()},
@@ -231,7 +237,10 @@ def _check(manifest: Manifest, where: str) -> None:
 
     _check_refine(manifest, need)
 
+    _check_labels(manifest, need)
     for spec in encoder.outputs:
+        if manifest.labels is not None and spec.name == manifest.labels.output:
+            continue
         need(spec.name in rows, f"graphs.encoder.outputs: {spec.name} is no row of state")
         fitting = TensorSpec(spec.name, rows[spec.name].dtype, (1, *rows[spec.name].shape[1:]))
         need(spec == fitting, f"graphs.encoder.outputs: found {spec}, expected {fitting} as in state")
@@ -263,6 +272,18 @@ def _check_grid(manifest: Manifest, need: Any) -> None:
         h, w = manifest.attention.grid
         regions = attention.shape[-1]
         need(h * w == regions, f"attention.grid is {h} x {w} = {h * w}, but the decoder attends to {regions} regions")
+
+
+def _check_labels(manifest: Manifest, need: Any) -> None:
+    """The labels' logits are an output of the encoder and no state of the decoder."""
+    labels = manifest.labels
+    if labels is None:
+        return
+    need(labels.output not in {row.name for row in manifest.state}, f"labels.output is the state {labels.output}")
+    expected = TensorSpec(labels.output, "float32", (1, labels.size))
+    found = manifest.graphs["encoder"].output(labels.output)
+    need(found == expected, f"graphs.encoder.outputs: found {found}, expected {expected} as in labels")
+    need(labels.file in manifest.files, f"files does not list {labels.file}")
 
 
 def _check_refine(manifest: Manifest, need: Any) -> None:

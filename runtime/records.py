@@ -22,6 +22,8 @@ def record(result: "Caption", others: "Sequence[Caption | Alternative]" = (), su
     }
     if result.confidence is not None:
         found["confidence"] = round(result.confidence, 4)
+    if result.maybe:
+        found["maybe"] = labels(result)
     if not sure:
         found["sure"] = False
     if others:
@@ -30,6 +32,11 @@ def record(result: "Caption", others: "Sequence[Caption | Alternative]" = (), su
             for other in others
         ]
     return found
+
+
+def labels(result: "Caption") -> list[dict[str, Any]]:
+    """What the photograph may show besides, as JSON."""
+    return [{"label": label.name, "probability": round(label.probability, 4)} for label in result.maybe]
 
 
 def might_be(

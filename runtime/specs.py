@@ -20,6 +20,7 @@ MAX_DIMENSION = 1 << 20
 MAX_ELEMENTS = 1 << 28
 MAX_STEPS = 4096
 MAX_PROVEN = 64
+MAX_LABELS = 1 << 15
 MAX_COEFFICIENT = 1e6  # of the confidence: far beyond any fit, and slope * logprob stays a finite number
 MAX_LENGTH_PENALTY = 10.0  # a caption of 20 tokens divided by 20 ** 10 still is a number
 
@@ -117,6 +118,21 @@ class AttentionSpec:
     """How the regions of the decoder's attention lie in the photograph: a grid (rows, columns) over the whole frame."""
 
     grid: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class LabelsSpec:
+    """What the encoder's classifier sees, beside the caption: an output of logits (1, size) and its labels' file.
+
+    A label of at least `least_probability` is worth a word when the caption's confidence is below `below_confidence`.
+    """
+
+    file: str
+    output: str
+    size: int
+    source: str
+    least_probability: float
+    below_confidence: float
 
 
 @dataclass(frozen=True)
@@ -273,6 +289,19 @@ def read_attention(node: Node, extra: bool) -> AttentionSpec:
     if len(sizes) != 2:
         raise grid.fail("two integers, the rows and columns of the grid")
     return AttentionSpec((sizes[0], sizes[1]))
+
+
+def read_labels(node: Node, extra: bool) -> LabelsSpec:
+    """`labels`."""
+    fields = node.fields("file", "output", "size", "source", "least_probability", "below_confidence", allow_extra=extra)
+    return LabelsSpec(
+        file=_file_name(fields["file"]),
+        output=fields["output"].text(),
+        size=fields["size"].integer(2, MAX_LABELS),
+        source=fields["source"].text(),
+        least_probability=fields["least_probability"].number(0.0, 1.0),
+        below_confidence=fields["below_confidence"].number(0.0, 1.0),
+    )
 
 
 def read_golden(node: Node, extra: bool) -> GoldenSpec:

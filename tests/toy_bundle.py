@@ -10,7 +10,7 @@ import json
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from captionlite.runtime.bundle import write_bundle
 from captionlite.runtime.manifest import (
     FORMAT,
     AttentionSpec,
+    ConfidenceSpec,
     DecodingSpec,
     GoldenSpec,
     GraphSpec,
     ImageSpec,
+    LabelsSpec,
     Manifest,
     StateSpec,
     TensorSpec,
@@ -63,6 +65,9 @@ def _weights() -> dict[str, npt.NDArray[np.float32]]:
 
 
 WEIGHTS = _weights()
+LABELS = ["grass", "red fox", "poodle", "terrier", "bike"]
+LABEL_NAMES = ["grass", "red fox", "dog", "dog", None]  # two breeds are one label, and the last is never told
+LABEL_WEIGHTS = np.random.default_rng(5).normal(size=(3, len(LABELS))).astype(np.float32) * 9
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,11 @@ def encode(pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
         "projected": pooled @ WEIGHTS["project"],
         "hidden": np.tanh(pooled.mean(axis=1) @ WEIGHTS["initial"]),
     }
+
+
+def label_logits(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """What the encoder with labels says of them, (1, len(LABELS))."""
+    return (pixels.astype(np.float32).mean(axis=(0, 1)) / 255 - 0.5)[None] @ LABEL_WEIGHTS
 
 
 def decode(pixels: npt.NDArray[np.uint8], max_length: int = LENGTH) -> Decoded:
@@ -133,7 +143,7 @@ def photographs(count: int, seed: int = 3) -> list[npt.NDArray[np.uint8]]:
 
 
 @cache
-def convert() -> tuple[bytes, bytes]:
+def convert(labelled: bool = False) -> tuple[bytes, bytes]:
     """encoder.tflite and decoder.tflite, through SavedModel with signatures, because only those keep the names."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TensorFlow's own deprecations, none of ours
@@ -146,7 +156,10 @@ def convert() -> tuple[bytes, bytes]:
                 pooled = tf.nn.avg_pool2d(pixels, (HEIGHT // 2, WIDTH // 3), (HEIGHT // 2, WIDTH // 3), "VALID")
                 pooled = tf.reshape(pooled, (1, REGIONS, 3))
                 hidden = tf.tanh(tf.reduce_mean(pooled, axis=1) @ WEIGHTS["initial"])
-                return {"projected": pooled @ WEIGHTS["project"], "hidden": hidden}
+                outputs = {"projected": pooled @ WEIGHTS["project"], "hidden": hidden}
+                if labelled:
+                    outputs["labels"] = tf.reduce_mean(pooled, axis=1) @ LABEL_WEIGHTS
+                return outputs
 
             @tf.function(
                 input_signature=[
@@ -284,6 +297,31 @@ def files() -> dict[str, bytes]:
 def write(directory: Path) -> Manifest:
     """Write the whole toy bundle."""
     return write_bundle(directory, manifest(), files())
+
+
+def labels_json(**changes: Any) -> bytes:
+    """The labels.json of the toy with labels."""
+    return json.dumps({"names": LABEL_NAMES, "words": {"dog": ["puppy", "puppies"]}, **changes}).encode()
+
+
+def write_labelled(
+    directory: Path, *, least_probability: float = 0.5, below_confidence: float = 0.5, slope: float = 2.0
+) -> Manifest:
+    """Write the toy with an encoder that classifies as well, and with a confidence: sigmoid(slope * logprob + 1)."""
+    plain = manifest()
+    encoder = plain.graphs["encoder"]
+    output = TensorSpec("labels", "float32", (1, len(LABELS)))
+    confidence = ConfidenceSpec(slope, 1.0, "it is right", "drawn pictures")
+    labelled = replace(
+        plain,
+        graphs={**plain.graphs, "encoder": replace(encoder, outputs=(*encoder.outputs, output))},
+        decoding=replace(plain.decoding, confidence=confidence),
+        labels=LabelsSpec("labels.json", "labels", len(LABELS), "the toy", least_probability, below_confidence),
+    )
+    arrays = golden_arrays()
+    arrays["encoder/labels"] = np.concatenate([label_logits(image) for image in photographs(len(arrays["images"]))])
+    changed = {"encoder.tflite": convert(labelled=True)[0], "golden.npz": npz(arrays), "labels.json": labels_json()}
+    return write_bundle(directory, labelled, files() | changed)
 
 
 def forge(

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from captionlite.runtime.camera.watcher import Told
+from captionlite.runtime.records import labels
 
 
 class TextLines:
@@ -42,6 +43,8 @@ def record(told: Told) -> dict[str, Any]:
         found["image"] = frame.name
     if caption.confidence is not None:
         found["confidence"] = round(caption.confidence, 4)
+    if caption.maybe:
+        found["maybe"] = labels(caption)
     if not told.sure:
         found["sure"] = False
     return found

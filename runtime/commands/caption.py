@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 @click.option(
     "--min-confidence", type=click.FloatRange(0, 1), help='Below this, say "not sure" and show what it might be.'
 )
+@click.option(
+    "--maybe/--no-maybe",
+    default=None,
+    help='Below an unsure caption a line of what the classifier sees, "    maybe: espresso".  [default: on a terminal]',
+)
 @click.option("--stream", is_flag=True, help="Print each word as soon as it is chosen.")
 @click.option("--fill", "template", metavar="TEXT", help='Fill in the [MASK]s of TEXT instead, e.g. "a [MASK] runs".')
 @click.option(
@@ -47,6 +52,7 @@ def command(
     threads: int | None,
     delegate: "DelegateSpec | None",
     min_confidence: float | None,
+    maybe: bool | None,
     stream: bool,
     template: str | None,
     attention: Path | None,
@@ -55,13 +61,16 @@ def command(
 ) -> None:
     """Caption photographs: files, folders (their images sorted by name), or - for image bytes on stdin.
 
-    A photograph that cannot be read is reported by name and the rest go on; the exit code is then 1.
+    A photograph that cannot be read is reported by name and the rest go on; the exit code is then 1. Lines that begin
+    with four spaces belong to the caption above them; written to a file or a pipe there are none unless asked for.
     """
     from captionlite.runtime.captioner import Captioner
     from captionlite.runtime.interpreter import without_chatter
 
     options = read_options(decoding)
     _check_together(options, min_confidence, stream, template, as_json)
+    if maybe is not None and (stream or as_json or template is not None):
+        raise click.UsageError("--maybe: there is no line to add with --stream, --json (always a field) and --fill.")
     if attention is not None:
         _check_attention(images, stream)
     with without_chatter():
@@ -75,6 +84,8 @@ def command(
             f"--min-confidence: {captioner.bundle.manifest.name!r} has no calibrated confidence. "
             f"Fit one with `captionlite confidence`."
         )
+    if maybe:
+        _check_labels(captioner)
     if attention is not None:
         from captionlite.runtime.attention import check_attention_file, write_attention
 
@@ -97,8 +108,13 @@ def command(
             click.echo(label(name) + (result.text if sure else "not sure"))
             for other in hypotheses if not sure or options.n_best > 1 else ():
                 click.echo(f"    {other.logprob:.3f}  {other.text}")
+            if result.maybe and hinting:
+                click.echo(f"    maybe: {', '.join(one.name for one in result.maybe)}")
         if attention is not None:
             write_attention(attention, source, result, captioner.bundle, name=name)
+
+    # Scripts that read a caption a line know nothing of a second line, unless they ask for such lines.
+    hinting = maybe if maybe is not None else min_confidence is not None or sys.stdout.isatty()
 
     failed = False
     if stream:
@@ -134,6 +150,19 @@ def _check_together(
         raise click.UsageError("--stream prints words as they come; leave out --json, --fill and --min-confidence.")
     if stream and (options.hypotheses > 1 or options.passes is not None):
         raise click.UsageError("--stream: --beams, --best-of and --passes choose between whole captions.")
+
+
+def _check_labels(captioner: "Captioner") -> None:
+    manifest = captioner.bundle.manifest
+    if manifest.labels is None:
+        raise OptionsError(
+            f"--maybe: {manifest.name!r} has no labels. Export it again: `captionlite export RUN --labels imagenet`."
+        )
+    if manifest.decoding.confidence is None:
+        raise OptionsError(
+            f"--maybe: {manifest.name!r} has labels, but no calibrated confidence that says when to show them. Fit one "
+            f"with `captionlite confidence`."
+        )
 
 
 def _check_attention(images: tuple[str, ...], stream: bool) -> None:

@@ -29,6 +29,12 @@ def command(bundle_name: str, as_json: bool) -> None:
     penalty = manifest.decoding.length_penalty
     beams = "" if penalty is None else f", beams ranked with a length penalty of {penalty:g}"
     click.echo(f"  decoding    at most {manifest.decoding.max_length} tokens{beams}")
+    if bundle.labels is not None:
+        spec = bundle.labels.spec
+        click.echo(
+            f"  labels      {len(bundle.labels.told)} of {spec.source}, offered from {spec.least_probability:.0%} "
+            f"where the caption's confidence is below {spec.below_confidence:.0%}"
+        )
     click.echo(f"  size        {bundle.size_bytes / 1e6:.2f} MB in {len(manifest.files)} files, checksums right")
     proven = [*map(str, manifest.proven)] or ["no interpreter yet: it checks itself where it is first opened"]
     click.echo(f"  proven on   {', '.join(proven)}")

@@ -30,7 +30,8 @@ _CAPTION = {
     "tokens": [4, 5, 6, 7, 8, 10, 3],
     "logprob": -0.71,
     "timings_ms": {"decode": 1.2, "step": 0.17, "image": 2.1, "encode": 1.9, "total": 5.2},
-    "confidence": 0.62,
+    "confidence": 0.32,
+    "maybe": [{"label": "espresso", "probability": 0.71}],
 }
 _TOKENS = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
 
@@ -184,6 +185,13 @@ def _schemas(options: dict[str, Any], limits: Limits) -> dict[str, Any]:
                     "maximum": 1,
                     "description": "Calibrated chance that the caption fits; only of bundles that have it.",
                 },
+                "maybe": {
+                    "type": "array",
+                    "items": {"$ref": "#/components/schemas/Label"},
+                    "minItems": 1,
+                    "description": "What the photograph may show besides, by the encoder's ImageNet classifier; there "
+                    "when the confidence is low and the classifier is sure enough.",
+                },
                 "sure": {"const": False, "description": f"There when the confidence is below {MIN_CONFIDENCE}."},
                 "alternatives": {"type": "array", "items": {"$ref": "#/components/schemas/Alternative"}},
             },
@@ -197,6 +205,15 @@ def _schemas(options: dict[str, Any], limits: Limits) -> dict[str, Any]:
                 "tokens": _TOKENS,
                 "logprob": {"type": "number"},
                 "score": {"type": "number", "description": "What hypotheses are ranked by."},
+            },
+            "additionalProperties": False,
+        },
+        "Label": {
+            "type": "object",
+            "required": ["label", "probability"],
+            "properties": {
+                "label": {"type": "string"},
+                "probability": {"type": "number", "minimum": 0, "maximum": 1},
             },
             "additionalProperties": False,
         },
