@@ -1,5 +1,7 @@
 """A page to look through an evaluation: photographs with caption, references and scores, the worst first.
 
+Beside the worst, which say what can go wrong, it may show some drawn at random, which say how often it does.
+
 One HTML file that needs nothing else: the photographs are small JPEGs inside it, there is no script, and its content
 security policy lets a browser fetch nothing. Whatever comes from data or model is escaped.
 """
@@ -11,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from io import BytesIO
 from string import Template
+
+import numpy as np
 
 from captionlite.benchmarks.evaluation import EvaluatedPhoto, Evaluation
 from captionlite.runtime.errors import ImageError
@@ -32,12 +36,13 @@ _PAGE = Template("""\
 @media (prefers-color-scheme: dark) { :root { --quiet: #aaa; } }
 body { font: 15px/1.4 system-ui, sans-serif; margin: 1.5rem auto; max-width: 90rem; padding: 0 1rem; }
 h1 { font-size: 1.3rem; margin: 0; }
+h2 { font-size: 1.1rem; margin: 1.5rem 0 .5rem; }
 .note, .scores, ul, summary { color: var(--quiet); }
-main { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
+section { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
 article { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; overflow-wrap: anywhere;
   padding: .75rem; }
 img { border-radius: .25rem; display: block; height: auto; margin: 0 auto; max-width: 100%; }
-h2 { font-size: 1rem; margin: .6rem 0 .2rem; }
+h3 { font-size: 1rem; margin: .6rem 0 .2rem; }
 .scores, .id { font-size: .8rem; font-variant-numeric: tabular-nums; margin: 0 0 .4rem; }
 .id { color: var(--quiet); margin: 0; }
 ul { font-size: .85rem; margin: .2rem 0; padding-left: 1.1rem; }
@@ -51,46 +56,68 @@ summary { cursor: pointer; font-size: .85rem; }
 <p class="note">$note</p>
 </header>
 <main>
-$cards
+$parts
 </main>
 </body>
 </html>
 """)
 
 
-def gallery(evaluation: Evaluation, about: Mapping[str, str], limit: int) -> str:
-    """The page, as HTML: the `limit` photographs of least CIDEr, the worst first, after those that could not be read.
+def gallery(evaluation: Evaluation, about: Mapping[str, str], worst: int, random: int = 0, seed: int = 0) -> str:
+    """The page, as HTML: the `worst` photographs of least CIDEr, the worst first, after those that could not be read,
+    then `random` ones as `drawn_at_random` draws them.
 
     `about` has bundle, recipe, data, split and decoding. Photographs are read once more, and one that cannot be read
     this time is shown without its picture.
     """
-    scored = [photo for photo in evaluation.photos if photo.scores is not None]
-    scored.sort(key=lambda photo: photo.scores.cider if photo.scores is not None else 0.0)
-    shown = [*evaluation.failed, *scored][:limit]
-    note = f"{len(shown):,} of {len(evaluation.photos):,} photographs, those with the lowest CIDEr first."
+    by_id = {photo.example.id: photo for photo in evaluation.photos}
+    cider = {key: photo.scores.cider for key, photo in by_id.items() if photo.scores is not None}
+    low = [*evaluation.failed, *(by_id[key] for key in lowest(cider, len(cider)))][:worst]
+    note = f"{len(low):,} of {len(evaluation.photos):,} photographs, those with the lowest CIDEr first."
     if evaluation.failed:
         note += f" {len(evaluation.failed):,} could not be read."
+    parts = _part("The lowest CIDEr", low)
+    if random:
+        drawn = [by_id[key] for key in drawn_at_random(cider, random, seed)]
+        parts += _part(f"{len(drawn):,} drawn at random from all (seed {seed})", drawn)
     title = f"{about['bundle']} ({about['recipe']}, {about['decoding']}) on {about['data']} {about['split']}"
     scores = evaluation.scores
     summary = {"CIDEr": scores.cider, "BLEU-4": scores.bleu_4, "ROUGE-L": scores.rouge_l}
     if evaluation.n_best is not None:
         summary[f"oracle CIDEr (n-best {evaluation.n_best.n})"] = evaluation.n_best.oracle_cider
     return _PAGE.substitute(
-        title=escape(title),
-        scores=escape(_figures(summary)),
-        note=escape(note),
-        cards="\n".join("".join(_card(photo)) for photo in shown),
+        title=escape(title), scores=escape(_figures(summary)), note=escape(note), parts=parts.rstrip("\n")
     )
+
+
+def lowest(cider: Mapping[str, float], count: int) -> list[str]:
+    """The ids of the `count` photographs with the least CIDEr, the least first; of equals the first in `cider`."""
+    return sorted(cider, key=lambda key: cider[key])[:count]
+
+
+def drawn_at_random(cider: Mapping[str, float], count: int, seed: int) -> list[str]:
+    """The ids of `count` photographs (or all), each as likely as the others, in the order of `cider`.
+
+    The draw depends on the ids' order and `seed` alone, so that other captions of the same split get the same ones.
+    """
+    ids = list(cider)
+    places = np.random.default_rng(seed).choice(len(ids), min(count, len(ids)), replace=False)
+    return [ids[place] for place in sorted(places)]
+
+
+def _part(heading: str, photos: Sequence[EvaluatedPhoto]) -> str:
+    cards = "\n".join("".join(_card(photo)) for photo in photos)
+    return f"<h2>{escape(heading)}</h2>\n<section>\n{cards}\n</section>\n"
 
 
 def _card(photo: EvaluatedPhoto) -> Iterator[str]:
     caption = photo.caption
     yield "<article>\n"
     if caption is None:
-        yield f"<h2>could not be read</h2>\n<p>{escape(photo.error or '')}</p>\n"
+        yield f"<h3>could not be read</h3>\n<p>{escape(photo.error or '')}</p>\n"
     else:
         yield _picture(photo.example.image, caption.text)
-        yield f"<h2>{escape(caption.text) or 'nothing said'}</h2>\n"
+        yield f"<h3>{escape(caption.text) or 'nothing said'}</h3>\n"
         figures = {} if photo.scores is None else {"CIDEr": photo.scores.cider, "ROUGE-L": photo.scores.rouge_l}
         if caption.confidence is not None:
             figures["confidence"] = caption.confidence

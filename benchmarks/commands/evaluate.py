@@ -44,6 +44,8 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--out", type=_FILE, help="Write every caption and its scores here, as JSON lines.")
 @click.option("--gallery", "page", type=_FILE, help="Write a page of photographs and captions here, the worst first.")
 @click.option("--gallery-limit", type=click.IntRange(min=1), help="How many of them.  [default: 200]")
+@click.option("--gallery-random", type=click.IntRange(min=1), help="After them, so many drawn at random from all.")
+@click.option("--gallery-seed", type=click.IntRange(min=0), help="Which random ones.  [default: 0]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     bundle_name: str,
@@ -54,6 +56,8 @@ def command(
     out: Path | None,
     page: Path | None,
     gallery_limit: int | None,
+    gallery_random: int | None,
+    gallery_seed: int | None,
     as_json: bool,
     **decoding: Any,
 ) -> None:
@@ -65,6 +69,10 @@ def command(
     options = read_options(decoding)
     if gallery_limit is not None and page is None:
         raise click.UsageError("--gallery-limit says how long the page is; give --gallery FILE as well.")
+    if gallery_random is not None and page is None:
+        raise click.UsageError("--gallery-random adds to the page; give --gallery FILE as well.")
+    if gallery_seed is not None and gallery_random is None:
+        raise click.UsageError("--gallery-seed says which random photographs; give --gallery-random N as well.")
     for path in (out, page):
         if path is not None and not path.absolute().parent.is_dir():
             raise CaptionliteError(
@@ -91,7 +99,8 @@ def command(
     if out is not None:
         write_text_atomically(out, captions_jsonl(evaluation.photos))
     if page is not None:
-        write_text_atomically(page, gallery(evaluation, about, gallery_limit or GALLERY_LIMIT))
+        shown = gallery(evaluation, about, gallery_limit or GALLERY_LIMIT, gallery_random or 0, gallery_seed or 0)
+        write_text_atomically(page, shown)
     for photo in evaluation.failed:
         click.echo(f"Error: {photo.error}", err=True)
 

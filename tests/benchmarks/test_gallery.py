@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from captionlite.benchmarks.evaluation import Evaluation, evaluate
-from captionlite.benchmarks.gallery import gallery
+from captionlite.benchmarks.gallery import drawn_at_random, gallery, lowest
 from captionlite.runtime.cli import cli
 from captionlite.runtime.decoding import Alternative, Caption, DecodingOptions
 from captionlite.runtime.errors import ImageError
@@ -113,7 +113,7 @@ def test_worst_first_after_what_could_not_be_read(evaluation: Callable[..., Eval
     found = evaluation(confidence=0.4321)
     page = Page(gallery(found, ABOUT, 10))
     assert page.texts["h1"] == ["toy <1> (int8, beam 2) on drawn dev"]
-    assert page.texts["h2"] == ["could not be read", EVIL, "a red dog on the grass", "a red dog runs"]
+    assert page.texts["h3"] == ["could not be read", EVIL, "a red dog on the grass", "a red dog runs"]
     cider = {photo.example.id: photo.scores.cider for photo in found.photos if photo.scores}
     figures = [text for text in page.texts["p"] if "confidence" in text]
     for text, name in zip(figures, ("bad.png", "turned.jpg", "good.jpg"), strict=True):
@@ -129,8 +129,28 @@ def test_worst_first_after_what_could_not_be_read(evaluation: Callable[..., Eval
 
 def test_limit_keeps_the_worst_and_says_so(evaluation: Callable[..., Evaluation]) -> None:
     page = Page(gallery(evaluation(), ABOUT, 2))
-    assert page.texts["h2"] == ["could not be read", EVIL]
+    assert page.texts["h3"] == ["could not be read", EVIL]
     assert "2 of 4 photographs, those with the lowest CIDEr first. 1 could not be read." in page.texts["p"]
+
+
+def test_random_ones_follow_the_worst(evaluation: Callable[..., Evaluation]) -> None:
+    page = Page(gallery(evaluation(), ABOUT, 1, random=2, seed=4))
+    assert page.texts["h2"] == ["The lowest CIDEr", "2 drawn at random from all (seed 4)"]
+    assert page.texts["h3"][0] == "could not be read"
+    assert len(page.texts["h3"]) == 3
+    assert Page(gallery(evaluation(), ABOUT, 1)).texts["h2"] == ["The lowest CIDEr"]
+
+
+def test_the_draw_is_seeded_fair_and_blind_to_the_scores() -> None:
+    low_first = {f"{i}.jpg": float(i) for i in range(10)}
+    high_first = {f"{i}.jpg": float(-i) for i in range(10)}
+    draws = [drawn_at_random(low_first, 3, seed) for seed in range(600)]
+    assert draws == [drawn_at_random(high_first, 3, seed) for seed in range(600)]
+    assert all(len(set(draw)) == 3 and draw == sorted(draw) for draw in draws)
+    counts = [sum(name in draw for draw in draws) for name in low_first]
+    assert all(130 < count < 230 for count in counts), counts  # 180 of 600, give or take 11
+    assert drawn_at_random(low_first, 99, 0) == list(low_first)
+    assert lowest(high_first, 2) == ["9.jpg", "8.jpg"]
 
 
 def test_pictures_are_small_upright_and_in_their_proportions(evaluation: Callable[..., Evaluation]) -> None:
@@ -174,7 +194,7 @@ def test_a_photograph_gone_since_is_shown_without_its_picture(
     (photos / "good.jpg").unlink()
     page = Page(gallery(found, ABOUT, 10))
     assert len(page.pictures) == 2
-    assert "a red dog runs" in page.texts["h2"]
+    assert "a red dog runs" in page.texts["h3"]
     assert any("good.jpg: cannot be read" in text for text in page.texts["p"])
 
 
@@ -192,6 +212,15 @@ def test_the_command_writes_it_whole_or_not_at_all(tmp_path: Path, monkeypatch: 
     written = page.read_text(encoding="utf-8")
     assert len(Page(written).pictures) == 2
     assert "2 of 3 photographs" in written
+    for wrong in (["--gallery-random", "1"], ["--gallery", str(page), "--gallery-seed", "1"]):
+        assert CliRunner().invoke(cli, [*arguments, *wrong]).exit_code == 2
+    result = CliRunner().invoke(
+        cli, [*arguments, "--gallery", str(page), "--gallery-random", "2", "--gallery-seed", "1"]
+    )
+    assert result.exit_code == 0, result.stderr
+    written = page.read_text(encoding="utf-8")
+    assert len(Page(written).pictures) == 5
+    assert "2 drawn at random from all (seed 1)" in written
 
     def interrupted(descriptor: int) -> None:
         raise OSError("disk full")
