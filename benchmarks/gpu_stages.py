@@ -23,11 +23,10 @@ from captionlite.benchmarks.targets import gpu_target
 from captionlite.runtime.errors import CaptionliteError
 from captionlite.training.config import DataConfig, RunConfig, load_config
 from captionlite.training.data import load_data
-from captionlite.training.encoders import IMAGENET, build_encoder, encoder_spec
+from captionlite.training.encoders import IMAGENET, build_encoder, encoder_spec, front_name
 from captionlite.training.errors import ConfigError
-from captionlite.training.families import build_family
 from captionlite.training.files import write_text_atomically
-from captionlite.training.run import BEST, CONFIG, HISTORY
+from captionlite.training.run import BEST, CONFIG, HISTORY, build_model
 from captionlite.training.trainer import train
 from captionlite.training.vocabulary import END_ID, PAD_ID, START_ID, UNKNOWN_ID
 
@@ -103,13 +102,14 @@ def time_job(settings: Settings, job: str) -> dict[str, Any]:
     if config.vocabulary.sentencepiece is not None:
         words = 30000
     family = {**config.family, **({"albert_weights": None} if "albert_weights" in config.family else {})}
-    encoder = build_encoder(config.encoder.name, None)
+    config = dataclasses.replace(config, family=family, encoder=dataclasses.replace(config.encoder, weights=None))
+    encoder = build_encoder(front_name(spec.name, config.trained_blocks), None)
     tokens = min(settings.tokens, int(family.get("max_length", settings.tokens)))
     training = []
     for precision in PRECISIONS:
         keras.mixed_precision.set_dtype_policy(precision)
         try:
-            model = build_family(family, spec.feature_shape, words, job)
+            model = build_model(config, words)
         except ConfigError as error:  # ALBERT without keras_hub
             return {"preset": config.name, "skipped": str(error)}
         try:
@@ -117,7 +117,7 @@ def time_job(settings: Settings, job: str) -> dict[str, Any]:
         except Exception as error:  # what an accelerator runs out of, it says in exceptions of its own
             training.append({"precision": precision, "failed": f"{type(error).__name__}: {str(error)[:500]}"})
     keras.mixed_precision.set_dtype_policy("float32")
-    model = build_family(family, spec.feature_shape, words, job)
+    model = build_model(config, words)
     ids = {"start_id": START_ID, "end_id": END_ID, "suppressed_ids": (PAD_ID, UNKNOWN_ID, START_ID)}
     program = caption_program(encoder, model, **ids, length=tokens)  # type: ignore[arg-type]
     return {
@@ -140,7 +140,7 @@ def features(settings: Settings, _: str) -> dict[str, Any]:
     for job in settings.jobs:
         config, _notes = _config(settings, Path(job).stem)
         if _reason_to_skip(settings, config) is None:
-            key = (config.encoder.name, config.encoder.weights)
+            key = (front_name(config.encoder.name, config.trained_blocks), config.encoder.weights)
             wanted[key] = max(config, wanted.get(key, config), key=lambda each: (each.flip, each.views))
     records = []
     for (encoder, _weights), config in wanted.items():

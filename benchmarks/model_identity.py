@@ -6,7 +6,6 @@ no file is the same in all versions; what made the weights is: family, vocabular
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from typing import TYPE_CHECKING, Any
@@ -60,7 +59,7 @@ def describe_run(run: Run) -> Model:
     vocabulary = json.dumps(run.vocabulary.runtime_vocabulary(), ensure_ascii=False).encode()
     sizes = {"encoder": _bytes(run.encoder), "decoder": _bytes(run.model)}
     return Model(
-        id=model_id(run.model.family, vocabulary, dataclasses.asdict(config.encoder), dict(config.family), training),
+        id=model_id(run.model.family, vocabulary, config.encoder_facts(), dict(config.family), training),
         name=config.name,
         family=run.model.family,
         recipe="float32",

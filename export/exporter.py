@@ -149,7 +149,6 @@ def _manifest(run: Run, recipe: Recipe, name: str, graphs: dict[str, bytes], voc
             f"decoder.tflite takes {sorted(found.values(), key=str)}, expected {sorted(expected.values(), key=str)}"
         )
     config = run.config
-    h, w, _ = run.model.feature_shape
     return Manifest(
         format=FORMAT,
         name=name,
@@ -170,10 +169,10 @@ def _manifest(run: Run, recipe: Recipe, name: str, graphs: dict[str, bytes], voc
         ),
         golden=GoldenSpec("golden.npz", recipe.tolerance),
         proven=proven_here(),
-        attention=AttentionSpec((h, w)) if run.model.attends else None,
+        attention=AttentionSpec(run.model.grid) if run.model.attends else None,
         provenance={
             "preset": config.name,
-            "encoder": dataclasses.asdict(config.encoder),
+            "encoder": config.encoder_facts(),
             "decoder": dict(config.family),
             "parameters": {
                 "encoder": int(run.encoder.count_params()),

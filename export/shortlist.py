@@ -26,6 +26,7 @@ from captionlite.training.albert_vocabulary import SentencePieceVocabulary
 from captionlite.training.checkpoints import variable_names
 from captionlite.training.families import build_family
 from captionlite.training.families.base import DecoderFamily
+from captionlite.training.families.tuned import TunedDecoder
 from captionlite.training.run import Run
 from captionlite.training.vocabulary import WordVocabulary
 
@@ -118,6 +119,8 @@ def shortened_model(model: DecoderFamily, family: dict[str, Any], keep: Sequence
     vocabulary's, and no other weight may change its shape.
     """
     ids = np.asarray(keep)
+    if isinstance(model, TunedDecoder):
+        return TunedDecoder(model.blocks, shortened_model(model.decoder, family, keep))
     short = build_family(family, model.feature_shape, len(ids))
     sizes = model.vocabulary_size, len(ids)
     names, short_names = (variable_names(model.family, each.weights) for each in (model, short))

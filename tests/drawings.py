@@ -29,7 +29,14 @@ def _tiny_encoder(weights: str | None, width: int = 32) -> Any:
 
 
 # Importing this module adds encoders that are built, run and converted in no time; the second tells rows from columns.
-ENCODERS["tiny"] = EncoderSpec("tiny", (32, 32), (4, 4, 24), "pixel / 127.5 - 1", _tiny_encoder)
+ENCODERS["tiny"] = EncoderSpec(
+    "tiny",
+    (32, 32),
+    (4, 4, 24),
+    "pixel / 127.5 - 1",
+    _tiny_encoder,
+    block_ends={f"relu_{number}": shape for number, shape in enumerate(((16, 16, 8), (8, 8, 16), (4, 4, 24)))},
+)
 ENCODERS["wide"] = EncoderSpec("wide", (32, 48), (4, 6, 24), "pixel / 127.5 - 1", partial(_tiny_encoder, width=48))
 
 

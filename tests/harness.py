@@ -97,7 +97,7 @@ def build(config: dict[str, Any], seed: int = 0) -> DecoderFamily:
 
 def features_and_tokens(model: DecoderFamily, photographs: int = 2, captions: int = 3) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(1)
-    features = rng.normal(size=(photographs, *FEATURE_SHAPE)).astype("float32")
+    features = rng.normal(size=(photographs, *model.feature_shape)).astype("float32")
     tokens = rng.integers(4, VOCABULARY, (photographs * captions, model.max_length)).astype("int32")
     tokens[:, 0] = 2
     return features, tokens

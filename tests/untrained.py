@@ -25,7 +25,7 @@ def untrained(name: str, drawings: Path, folder: Path, **changes: Any) -> Run:
     captions = [caption for example in examples for caption in example.captions]
     vocabulary = build_word_vocabulary(captions, mask=name == "masked_lm")
     keras.utils.set_random_seed(5)
-    model = build_model(config, vocabulary)
+    model = build_model(config, len(vocabulary.pieces))
     rng = np.random.default_rng(0)
     for weight in model.weights:
         weight.assign(weight + rng.normal(0.0, 0.1, weight.shape).astype("float32"))

@@ -33,9 +33,10 @@ def compiled(function: Callable[..., Any], variables: Sequence[Any]) -> Callable
 class TrainStep:
     """One optimiser step: loss, gradients, update, on either backend.
 
-    ``loss_function(*batch)`` returns (loss, a dict of scalars) and may use ``model`` with training=True. On JAX the
-    state lives in ``self`` between steps (no copy to the host); call ``sync()`` before reading the model's variables.
-    ``others`` are variables that the loss changes beside the model's, such as a random seed.
+    ``loss_function(*batch)`` returns (loss, a dict of scalars) and may use ``model`` with training=True. Of the model's
+    variables those in ``trainable`` change, all that can be trained where it is not given. On JAX the state lives in
+    ``self`` between steps (no copy to the host); call ``sync()`` before reading the model's variables. ``others`` are
+    variables that the loss changes beside the model's, such as a random seed.
     """
 
     def __init__(
@@ -45,10 +46,11 @@ class TrainStep:
         loss_function: Callable[..., tuple[Any, dict[str, Any]]],
         jit_compile: bool = False,
         others: Sequence[Any] = (),
+        trainable: Sequence[Any] | None = None,
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self._loss_function = loss_function
-        self._trainable = list(model.trainable_variables)
+        self._trainable = list(model.trainable_variables if trainable is None else trainable)
         trained = {id(v) for v in self._trainable}
         self._other = [v for v in (*model.variables, *others) if id(v) not in trained]
         if not optimizer.built:

@@ -51,6 +51,19 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class FineTuningConfig:
+    """Training of the encoder's last ``blocks`` and all that follows them, after the plain epochs and in what comes
+    then; without this block the whole encoder is frozen. What stands before those blocks stays as it is.
+    """
+
+    blocks: int
+    epochs: int = 5
+    optimizer: OptimizerConfig = OptimizerConfig(
+        learning_rate=1e-4, schedule="cosine", warmup_steps=100, weight_decay=0.02, clipnorm=1.0, average=0.998
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class SelfCriticalConfig:
     """Training on the scores of the model's own captions, after the plain epochs (`captionlite.training.rewards`).
 
@@ -105,12 +118,23 @@ class RunConfig:
     keep_newest: int = 5
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     jit_compile: bool = False  # XLA on the TensorFlow backend; slower than plain kernels on a CPU
+    fine_tuning: FineTuningConfig | None = None
     self_critical: SelfCriticalConfig | None = None
     length_penalty: float | None = None  # how an exported bundle ranks its beams, chosen on dev photographs; null: 1
     start: str | None = None  # a run directory whose vocabulary and best weights this one starts from
     seed: int = 0
     # What a published system reported about itself, for `captionlite presets`: its vocabulary_size, source, figures.
     published: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def trained_blocks(self) -> int:
+        """The encoder's last so many blocks are part of what is trained."""
+        return self.fine_tuning.blocks if self.fine_tuning is not None else 0
+
+    def encoder_facts(self) -> dict[str, Any]:
+        """The encoder as a bundle's provenance states it."""
+        trained = {"trained_blocks": self.trained_blocks} if self.trained_blocks else {}
+        return dataclasses.asdict(self.encoder) | trained
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -14,6 +14,7 @@ from captionlite.training.batches import Batch, Source
 from captionlite.training.config import RunConfig
 from captionlite.training.datasets import load_dataset
 from captionlite.training.datasets.base import Dataset, Example
+from captionlite.training.encoders import front_name
 from captionlite.training.features import FeatureStore, extract_features
 from captionlite.training.vocabulary import WordVocabulary
 
@@ -88,7 +89,7 @@ def load_data(config: RunConfig, cache_dir: Path, splits: Sequence[str] = ("trai
     for dataset in datasets:
         wanted = [e for split in splits for e in dataset.splits.get(split, ())]
         seen = [e for e in dataset.splits.get("train", ()) if "train" in splits]  # views are for training only
-        arguments = (config.encoder.name, config.encoder.weights)
+        arguments = (front_name(config.encoder.name, config.trained_blocks), config.encoder.weights)
         copies.append(
             {
                 copy: extract_features(*arguments, wanted if copy < FIRST_VIEW else seen, cache_dir, copy=copy)

@@ -6,86 +6,36 @@ no squeeze-and-excite and ReLU6 stands for swish, and neither the stem, the head
 such a network quantizes well and converts to CONV_2D and DEPTHWISE_CONV_2D with their activation fused.
 """
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers
 
+from captionlite.training.efficientnet_lite_blocks import STEM_FILTERS, Block, EfficientNetLite, plan
 from captionlite.training.errors import WeightsError
 
-_STEM_FILTERS = 32
 _HEAD_FILTERS = 1280
 _BN_EPSILON = 1e-3
 _BN_MOMENTUM = 0.99
-_FILTERS_DIVISOR = 8
 
 # The weights were trained on (pixel - 127) / 128.
 _PIXEL_MEAN = 127.0
 _PIXEL_SCALE = 128.0
 
 
-@dataclass(frozen=True)
-class EfficientNetLite:
-    """One member of the family: how it scales EfficientNet-B0, and its input size (H, W) in pixels."""
-
-    name: str
-    width: float
-    depth: float
-    image_size: tuple[int, int]
-
-
-EFFICIENTNET_LITE0 = EfficientNetLite("efficientnet_lite0", width=1.0, depth=1.0, image_size=(224, 224))
-EFFICIENTNET_LITE1 = EfficientNetLite("efficientnet_lite1", width=1.0, depth=1.1, image_size=(240, 240))
-EFFICIENTNET_LITE2 = EfficientNetLite("efficientnet_lite2", width=1.1, depth=1.2, image_size=(260, 260))
-
-
-@dataclass(frozen=True)
-class _Stage:
-    repeats: int
-    kernel: int
-    strides: int
-    expansion: int
-    filters: int
-
-
-_STAGES = (
-    _Stage(repeats=1, kernel=3, strides=1, expansion=1, filters=16),
-    _Stage(repeats=2, kernel=3, strides=2, expansion=6, filters=24),
-    _Stage(repeats=2, kernel=5, strides=2, expansion=6, filters=40),
-    _Stage(repeats=3, kernel=3, strides=2, expansion=6, filters=80),
-    _Stage(repeats=3, kernel=5, strides=1, expansion=6, filters=112),
-    _Stage(repeats=4, kernel=5, strides=2, expansion=6, filters=192),
-    _Stage(repeats=1, kernel=3, strides=1, expansion=6, filters=320),
-)
-
-
-def build_efficientnet_lite(variant: EfficientNetLite, *, classes: int | None = None, blocks: int | None = None) -> Any:
+def build_efficientnet_lite(variant: EfficientNetLite, *, classes: int | None = None) -> Any:
     """A `keras.Model` from float32 pixels 0..255 (B, H, W, 3) to features (B, H/32, W/32, 1280).
 
-    With `classes`, the ImageNet classifier is put on top and the output is its logits (B, classes). With `blocks`, only
-    the first so many inverted residuals are there, and the output is what the last of them gives.
+    With `classes`, the ImageNet classifier is put on top and the output is its logits (B, classes).
     """
     pixels = keras.Input((*variant.image_size, 3), name="image")
     x = layers.Rescaling(1 / _PIXEL_SCALE, offset=-_PIXEL_MEAN / _PIXEL_SCALE, name="normalize")(pixels)
-    x = _conv(x, _STEM_FILTERS, kernel=3, strides=2, name="stem_conv")
+    x = _conv(x, STEM_FILTERS, kernel=3, strides=2, name="stem_conv")
     x = _norm(x, "stem_bn", relu=True)
-    block = 0
-    filters_in = _STEM_FILTERS
-    for number, stage in enumerate(_STAGES):
-        is_end = number in (0, len(_STAGES) - 1)
-        repeats = stage.repeats if is_end else math.ceil(stage.repeats * variant.depth)
-        filters = _round_filters(stage.filters * variant.width)
-        for repeat in range(repeats):
-            strides = stage.strides if repeat == 0 else 1
-            x = _block(x, stage, strides, filters_in, filters, f"block{block}")
-            filters_in = filters
-            block += 1
-            if block == blocks:
-                return keras.Model(pixels, x, name=f"{variant.name}_{blocks}_blocks")
+    for number, block in enumerate(plan(variant)):
+        x = _inverted_residual(x, block, f"block{number}")
     x = _conv(x, _HEAD_FILTERS, kernel=1, strides=1, name="head_conv")
     x = _norm(x, "head_bn", relu=True)
     if classes is not None:
@@ -137,21 +87,15 @@ def assign_torch_weights(model: Any, tensors: Mapping[str, np.ndarray[Any, Any]]
         layer.set_weights(values)
 
 
-def _round_filters(filters: float) -> int:
-    """The nearest multiple of 8 that is not below 90 % of `filters`."""
-    rounded = max(_FILTERS_DIVISOR, int(filters + _FILTERS_DIVISOR / 2) // _FILTERS_DIVISOR * _FILTERS_DIVISOR)
-    return rounded if rounded >= 0.9 * filters else rounded + _FILTERS_DIVISOR
-
-
-def _block(x: Any, stage: _Stage, strides: int, filters_in: int, filters: int, name: str) -> Any:
-    """Inverted residual: expand, depthwise, project; (B, h, w, filters_in) -> (B, h/strides, w/strides, filters)."""
-    shortcut = x
+def _inverted_residual(x: Any, block: Block, name: str) -> Any:
+    """Expand, depthwise, project; (B, h, w, filters_in) -> (B, h/strides, w/strides, filters)."""
+    shortcut, stage = x, block.stage
     if stage.expansion != 1:
-        x = _conv(x, filters_in * stage.expansion, kernel=1, strides=1, name=f"{name}_expand_conv")
+        x = _conv(x, block.filters_in * stage.expansion, kernel=1, strides=1, name=f"{name}_expand_conv")
         x = _norm(x, f"{name}_expand_bn", relu=True)
     x = layers.DepthwiseConv2D(
         stage.kernel,
-        strides=strides,
+        strides=block.strides,
         padding="same",
         use_bias=False,
         data_format="channels_last",
@@ -159,11 +103,9 @@ def _block(x: Any, stage: _Stage, strides: int, filters_in: int, filters: int, n
         name=f"{name}_depthwise_conv",
     )(x)
     x = _norm(x, f"{name}_depthwise_bn", relu=True)
-    x = _conv(x, filters, kernel=1, strides=1, name=f"{name}_project_conv")
+    x = _conv(x, block.output_shape[-1], kernel=1, strides=1, name=f"{name}_project_conv")
     x = _norm(x, f"{name}_project_bn", relu=False)
-    if strides == 1 and filters_in == filters:
-        x = layers.Add(name=f"{name}_add")([shortcut, x])
-    return x
+    return layers.Add(name=f"{name}_add")([shortcut, x]) if block.has_shortcut else x
 
 
 def _conv(x: Any, filters: int, *, kernel: int, strides: int, name: str) -> Any:

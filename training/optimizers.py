@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,14 +34,13 @@ def build_optimizer(config: OptimizerConfig, total_steps: int) -> Any:
 
 
 @contextmanager
-def averages(optimizer: Any, model: Any) -> Iterator[None]:
-    """The model with its weights' moving averages in place of the weights, where ``optimizer`` keeps such."""
+def averages(optimizer: Any, variables: Sequence[Any]) -> Iterator[None]:
+    """What ``optimizer`` trains with its moving averages in place of the weights, where it keeps such."""
     if not optimizer.use_ema:
         yield
         return
-    variables = model.trainable_variables
     own = [ops.convert_to_numpy(ops.copy(variable)) for variable in variables]
-    optimizer.finalize_variable_values(variables)
+    optimizer.finalize_variable_values(list(variables))
     try:
         yield
     finally:

@@ -42,7 +42,8 @@ class PresetFacts:
     vocabulary_size: int
     vocabulary_size_is: str  # "published", "the preset's limit" or "assumed"
     decoder: Parameters
-    encoder_parameters: int  # frozen
+    encoder_parameters: int
+    trained_blocks: int  # the encoder's last so many are fine-tuned, the rest is frozen
     published: dict[str, Any]
     ours: dict[str, Any]
 
@@ -71,6 +72,7 @@ def preset_facts(config: RunConfig) -> PresetFacts:
         vocabulary_size_is=source,
         decoder=count_parameters(model),
         encoder_parameters=_encoder_parameters(spec.name),
+        trained_blocks=config.trained_blocks,
         published={key: value for key, value in config.published.items() if key != "vocabulary_size"},
         ours=our_figures().get(config.name, {}),
     )

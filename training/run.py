@@ -22,10 +22,11 @@ from captionlite.training.checkpoints import load_variables
 from captionlite.training.config import RunConfig, from_json
 from captionlite.training.datasets import load_dataset
 from captionlite.training.datasets.photos import Photo
-from captionlite.training.encoders import ENCODERS, build_encoder
+from captionlite.training.encoders import build_encoder, build_trained_blocks, encoder_spec, front_name
 from captionlite.training.errors import RunError
 from captionlite.training.families import build_family
 from captionlite.training.families.base import DecoderFamily
+from captionlite.training.families.tuned import TunedDecoder
 from captionlite.training.files import write_text_atomically
 from captionlite.training.generate import KerasGenerator
 from captionlite.training.vocabulary import END_ID, START_ID, WordVocabulary
@@ -52,14 +53,15 @@ class Run:
 
     @property
     def image_spec(self) -> ImageSpec:
-        height, width = ENCODERS[self.config.encoder.name].image_size
+        height, width = encoder_spec(self.config.encoder.name).image_size
         return ImageSpec(height, width)
 
     @property
     def encoder(self) -> Any:
-        """The Keras encoder: float32 pixels 0..255 (B, H, W, 3) -> features (B, h, w, C)."""
+        """The frozen part of the Keras encoder: float32 pixels 0..255 (B, H, W, 3) -> features (B, h, w, C)."""
         if self._encoder is None:
-            self._encoder = build_encoder(self.config.encoder.name, self.config.encoder.weights)
+            frozen = front_name(self.config.encoder.name, self.config.trained_blocks)
+            self._encoder = build_encoder(frozen, self.config.encoder.weights)
         return self._encoder
 
     @property
@@ -108,9 +110,24 @@ def read_config(directory: Path) -> RunConfig:
     return config
 
 
-def build_model(config: RunConfig, vocabulary: WordVocabulary) -> DecoderFamily:
-    feature_shape = ENCODERS[config.encoder.name].feature_shape
-    return build_family(config.family, feature_shape, len(vocabulary.pieces), f"{config.name}.family")
+def build_model(config: RunConfig, vocabulary_size: int) -> DecoderFamily:
+    """The run's decoder and, before it, those of the encoder's blocks that are trained, with the encoder's weights."""
+    encoder = config.encoder
+    features = encoder_spec(encoder.name).feature_shape
+    decoder = build_family(config.family, features, vocabulary_size, f"{config.name}.family")
+    if not config.trained_blocks:
+        return decoder
+    return TunedDecoder(build_trained_blocks(encoder.name, encoder.weights, config.trained_blocks), decoder)
+
+
+def load_start(directory: Path, model: DecoderFamily) -> None:
+    """Gives a model the best weights of the run in ``directory`` to start from.
+
+    A run with a wholly frozen encoder has none of the blocks that are trained now: these start as they are.
+    """
+    is_new = isinstance(model, TunedDecoder) and not read_config(directory).trained_blocks
+    started = model.decoder if is_new else model
+    load_variables(directory / BEST, {"model": started.weights})
 
 
 def load_run(directory: str | Path) -> Run:
@@ -121,6 +138,6 @@ def load_run(directory: str | Path) -> Run:
     directory = Path(directory)
     config = read_config(directory)
     vocabulary = load_vocabulary(directory / VOCABULARY)
-    model = build_model(config, vocabulary)
+    model = build_model(config, len(vocabulary.pieces))
     best = load_variables(directory / BEST, {"model": model.weights})
     return Run(directory, config, vocabulary, model, best)

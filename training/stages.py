@@ -1,4 +1,5 @@
-"""The stages of a run: plain cross-entropy, then, where the preset asks for it, self-critical training.
+"""The stages of a run: plain cross-entropy, then, where the preset asks for them, the encoder's last blocks along with
+the decoder, and self-critical training.
 
 A stage knows its batches, its optimiser and what one step does; the trainer knows epochs, checkpoints and dev figures.
 """
@@ -17,6 +18,7 @@ from captionlite.training.config import OptimizerConfig, RunConfig
 from captionlite.training.data import RunData
 from captionlite.training.errors import ConfigError
 from captionlite.training.families.base import DecoderFamily
+from captionlite.training.families.tuned import TunedDecoder
 from captionlite.training.losses import weighted_cross_entropy
 from captionlite.training.noise import FeatureNoise
 from captionlite.training.optimizers import build_optimizer
@@ -26,7 +28,9 @@ from captionlite.training.vocabulary import END_ID, PAD_ID, START_ID, WordVocabu
 
 
 class Stage:
-    """``logged`` are the figures of a step that the trainer averages over an epoch; ``seeds`` variables of its own."""
+    """``logged`` are the figures of a step that the trainer averages over an epoch; ``variables`` what it trains of the
+    model, ``seeds`` variables of its own.
+    """
 
     name: ClassVar[str]
     logged: ClassVar[tuple[str, ...]]
@@ -39,17 +43,21 @@ class Stage:
         plan: BatchPlan,
         optimizer: OptimizerConfig,
         epochs: int,
+        variables: Sequence[Any] | None = None,
     ) -> None:
         self._config, self._model, self._data = config, model, data
+        self.variables = list(model.trainable_variables if variables is None else variables)
         self.plan, self.epochs = plan, epochs
         self._noise = FeatureNoise(config.feature_noise) if config.feature_noise > 0 else None
         self.seeds: Sequence[Any] = [] if self._noise is None else self._noise.variables
         self.optimizer = build_optimizer(optimizer, plan.batches_per_epoch * epochs)
-        self.optimizer.build(model.trainable_variables)
+        self.optimizer.build(self.variables)
 
     def begin(self) -> None:
         """Compile the step, once the variables hold what training goes on from."""
-        self._step = TrainStep(self._model, self.optimizer, self._loss, self._config.jit_compile, self.seeds)
+        self._step = TrainStep(
+            self._model, self.optimizer, self._loss, self._config.jit_compile, self.seeds, self.variables
+        )
 
     def sync(self) -> None:
         """Write the step's state back into the variables."""
@@ -72,7 +80,16 @@ class CrossEntropy(Stage):
     name: ClassVar[str] = "cross_entropy"
     logged: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
 
-    def __init__(self, config: RunConfig, model: DecoderFamily, data: RunData, vocabulary: WordVocabulary) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        model: DecoderFamily,
+        data: RunData,
+        vocabulary: WordVocabulary,
+        optimizer: OptimizerConfig,
+        epochs: int,
+        variables: Sequence[Any] | None = None,
+    ) -> None:
         plan = BatchPlan(
             data.sources(config, vocabulary),
             batch_size=config.batch_size,
@@ -85,7 +102,7 @@ class CrossEntropy(Stage):
             draw=config.draw,
             steps=config.steps_per_epoch,
         )
-        super().__init__(config, model, data, plan, config.optimizer, config.epochs)
+        super().__init__(config, model, data, plan, optimizer, epochs, variables)
 
     def run(self, batch: Batch, number: int) -> Mapping[str, Any]:
         features = ops.convert_to_tensor(self._data.features(batch))
@@ -96,6 +113,12 @@ class CrossEntropy(Stage):
             self._noisy(features), tokens, pad_id=PAD_ID, label_smoothing=self._config.label_smoothing, training=True
         )
         return loss, {"accuracy": accuracy}
+
+
+class FineTuning(CrossEntropy):
+    """The same with the encoder's last blocks, which were frozen till then."""
+
+    name: ClassVar[str] = "fine_tuning"
 
 
 class SelfCritical(Stage):
@@ -185,10 +208,17 @@ def _cut(tokens: np.ndarray, width: int) -> np.ndarray:
 def build_stages(config: RunConfig, model: DecoderFamily, data: RunData, vocabulary: WordVocabulary) -> list[Stage]:
     """The run's stages in their order. Raises ConfigError when there is nothing to train."""
     stages: list[Stage] = []
+    tuning = config.fine_tuning
     if config.epochs > 0:
-        stages.append(CrossEntropy(config, model, data, vocabulary))
+        decoder = model.decoder if isinstance(model, TunedDecoder) else model
+        plain = (config.optimizer, config.epochs, decoder.trainable_variables)
+        stages.append(CrossEntropy(config, model, data, vocabulary, *plain))
+    if tuning is not None and tuning.epochs > 0:
+        stages.append(FineTuning(config, model, data, vocabulary, tuning.optimizer, tuning.epochs))
     if config.self_critical is not None and config.self_critical.epochs > 0:
         stages.append(SelfCritical(config, model, data, vocabulary))
     if not stages:
-        raise ConfigError(f"{config.name}.epochs: found {config.epochs}, expected at least 1 without self_critical")
+        raise ConfigError(
+            f"{config.name}.epochs: found {config.epochs}, expected at least 1 without fine_tuning or self_critical"
+        )
     return stages

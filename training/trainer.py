@@ -24,7 +24,18 @@ from captionlite.training.evaluation import DevEvaluator
 from captionlite.training.files import write_bytes_atomically, write_text_atomically
 from captionlite.training.optimizers import averages
 from captionlite.training.progress import progress
-from captionlite.training.run import BEST, CONFIG, HISTORY, LAST, VOCABULARY, Run, build_model, read_config, write_json
+from captionlite.training.run import (
+    BEST,
+    CONFIG,
+    HISTORY,
+    LAST,
+    VOCABULARY,
+    Run,
+    build_model,
+    load_start,
+    read_config,
+    write_json,
+)
 from captionlite.training.stages import Stage, build_stages
 from captionlite.training.vocabulary import STANDARDIZATIONS, WordVocabulary, build_word_vocabulary
 
@@ -74,7 +85,7 @@ class _Trainer:
         # Keras draws the seeds of its initializers and dropouts from here, on every backend. After the data, because
         # extracting features builds an encoder, which draws too, and a resumed run finds them in the cache.
         random.seed(config.seed)
-        self.model = build_model(config, self.vocabulary)
+        self.model = build_model(config, len(self.vocabulary.pieces))
         bias = self.model.output_bias_layer()
         if bias is not None:
             bias.set_from_frequencies(self.vocabulary.frequencies, self.vocabulary.suppressed_ids)
@@ -82,7 +93,7 @@ class _Trainer:
             if config.start is None:
                 self.model.load_pretrained()
             else:
-                load_variables(Path(config.start) / BEST, {"model": self.model.weights})
+                load_start(Path(config.start), self.model)
         self.stages = build_stages(config, self.model, self.data, self.vocabulary)
         self.position = {"stage": 0, "epoch": 0, "step": 0}  # the next batch
         self.sums: dict[str, float] = {}  # over the epoch so far, by figure, and "seconds"
@@ -189,7 +200,7 @@ class _Trainer:
     def _finish_epoch(self, evaluator: DevEvaluator) -> None:
         began = time.monotonic()
         number, total = len(self.history) + 1, self.stage.plan.batches_per_epoch
-        with averages(self.stage.optimizer, self.model):
+        with averages(self.stage.optimizer, self.stage.variables):
             figures = evaluator.evaluate()
             self.history.append(
                 {

@@ -33,12 +33,13 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
 
 def _text(facts: PresetFacts) -> str:
     height, width = facts.image_size
+    frozen = f"frozen, its last {facts.trained_blocks} blocks fine-tuned" if facts.trained_blocks else "frozen"
     seen = "" if facts.seen_shape == facts.feature_shape else f", seen as {_by(facts.seen_shape)}"
     decoder = facts.decoder
     lines = [
         facts.name,
         f"  {facts.description}",
-        f"  encoder     {facts.encoder} at {height}x{width}, {facts.encoder_parameters:,} parameters, frozen",
+        f"  encoder     {facts.encoder} at {height}x{width}, {facts.encoder_parameters:,} parameters, {frozen}",
         f"  features    {_by(facts.feature_shape)}{seen}",
         f"  decoder     {facts.family}, {decoder.total:,} parameters, {decoder.trainable:,} trained",
         f"  vocabulary  {facts.vocabulary_size:,} words ({facts.vocabulary_size_is})",

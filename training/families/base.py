@@ -40,6 +40,11 @@ class DecoderFamily(keras.Model):  # type: ignore[misc]
         self.vocabulary_size = vocabulary_size
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the features that the decoder looks at: what its attention is over."""
+        return self.feature_shape[0], self.feature_shape[1]
+
+    @property
     def max_length(self) -> int:
         """The largest number of decoder steps (tokens after the start token, the end token included)."""
         return int(self.config.max_length)
