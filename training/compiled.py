@@ -80,8 +80,11 @@ class TrainStep:
         with tf.GradientTape() as tape:
             loss, logs = self._loss_function(*batch)
             scaled = self.optimizer.scale_loss(loss)
+        # An embedding's gradient comes as slices, one each time a token occurs; Keras's optimisers would square, and
+        # clipping measure, each by itself. Adam squares their sum, as it does on JAX.
         trainable = [v.value for v in self._trainable]
-        self.optimizer.apply(tape.gradient(scaled, trainable), self._trainable)
+        gradients = [g if g is None else tf.convert_to_tensor(g) for g in tape.gradient(scaled, trainable)]
+        self.optimizer.apply(gradients, self._trainable)
         return {"loss": loss, **logs}
 
     def _stateless(self, trainable: list[Any], other: list[Any], slots: list[Any], *batch: Any) -> tuple[Any, ...]:
