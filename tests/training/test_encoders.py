@@ -15,19 +15,17 @@ from numpy.typing import NDArray
 
 from captionlite.runtime.image import load_image
 from captionlite.runtime.manifest import ImageSpec
-from captionlite.training.efficientnet_lite import (
+from captionlite.training.efficientnet_lite import assign_torch_weights, build_efficientnet_lite
+from captionlite.training.efficientnet_lite_blocks import (
     EFFICIENTNET_LITE0,
     EFFICIENTNET_LITE1,
     EFFICIENTNET_LITE2,
     EfficientNetLite,
-    assign_torch_weights,
-    build_efficientnet_lite,
 )
+from captionlite.training.encoder_weights import save_encoder_weights, weight_names
 from captionlite.training.encoders import (
     ENCODERS,
     build_encoder,
-    save_encoder_weights,
-    weight_names,
     weights_fingerprint,
 )
 from captionlite.training.errors import WeightsError

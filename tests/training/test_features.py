@@ -23,7 +23,8 @@ from captionlite.runtime.image import load_image
 from captionlite.runtime.manifest import ImageSpec
 from captionlite.training import extraction, features
 from captionlite.training.datasets.base import Example
-from captionlite.training.encoders import ENCODERS, EncoderSpec, build_encoder, save_encoder_weights
+from captionlite.training.encoder_weights import save_encoder_weights
+from captionlite.training.encoders import ENCODERS, EncoderSpec, build_encoder
 from captionlite.training.errors import FeatureError, WeightsError
 from captionlite.training.extraction import BATCH
 from captionlite.training.features import FEATURES, INDEX, FeatureStore, extract_features
