@@ -38,7 +38,10 @@ import click
 from captionlite.benchmarks.gpu_pack import PURE_PACKAGES, pack, read_pack, unpack
 from captionlite.runtime.errors import CaptionliteError
 
-PRESETS = ("default", "visual_transformer", "show_attend_tell", "show_and_tell", "bimodal_small", "bimodal_albert")
+PRESETS = (
+    *("default", "visual_transformer", "show_attend_tell", "show_and_tell", "bimodal_small", "bimodal_albert"),
+    *("best", "tiny"),
+)
 NOT_FINISHED = 75  # a stage's exit status when its time was up and its state is saved
 GRACE_S = 25.0  # from asking a stage to stop to stopping it
 LEAST_S = 20.0  # with less time left no stage is begun

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -73,7 +74,7 @@ def _config(settings: Settings, job: str) -> tuple[RunConfig, list[str]]:
     config = load_config(name, settings.overrides)
     notes = []
     encoder = config.encoder
-    if encoder.weights == IMAGENET and encoder_spec(encoder.name).torch_package is None:
+    if encoder.weights == IMAGENET and not _is_packed(encoder.name):
         if encoder.name in settings.encoder_weights:
             encoder = dataclasses.replace(encoder, weights=settings.encoder_weights[encoder.name])
         else:
@@ -89,6 +90,12 @@ def _config(settings: Settings, job: str) -> tuple[RunConfig, list[str]]:
     )
     changed = dataclasses.replace(config, encoder=encoder, vocabulary=vocabulary, family=family, data=data)
     return changed, notes
+
+
+def _is_packed(encoder: str) -> bool:
+    """Whether the encoder's ImageNet weights came along, as a package."""
+    package = encoder_spec(encoder).torch_package
+    return package is not None and importlib.util.find_spec(package.replace("-", "_")) is not None
 
 
 def time_job(settings: Settings, job: str) -> dict[str, Any]:

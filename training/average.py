@@ -38,7 +38,8 @@ def average_runs(parts: Sequence[tuple[Path, float]], out: Path) -> None:
     for path, _ in parts[1:]:
         other = read_config(path)
         sizes = [{**each.family, "dropout": None} for each in (other, config)]  # dropout is no weight
-        if sizes[0] != sizes[1] or other.encoder != config.encoder or (path / VOCABULARY).read_text() != words:
+        encoders = [each.encoder_facts() for each in (other, config)]
+        if sizes[0] != sizes[1] or encoders[0] != encoders[1] or (path / VOCABULARY).read_text() != words:
             raise ConfigError(
                 f"{path}: another family, encoder or vocabulary than {first}; average runs that one was started --from "
                 f"the other"
