@@ -24,7 +24,8 @@ from captionlite.benchmarks.targets import gpu_target
 from captionlite.runtime.errors import CaptionliteError
 from captionlite.training.config import DataConfig, RunConfig, load_config
 from captionlite.training.data import load_data
-from captionlite.training.encoders import IMAGENET, build_encoder, encoder_spec, front_name
+from captionlite.training.encoder_weights import IMAGENET
+from captionlite.training.encoders import build_encoder, encoder_spec, front_name
 from captionlite.training.errors import ConfigError
 from captionlite.training.files import write_text_atomically
 from captionlite.training.run import BEST, CONFIG, HISTORY, build_model
