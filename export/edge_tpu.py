@@ -9,12 +9,12 @@ reasons of its own ("some unspecified limitation"), so this says what it cannot 
 from __future__ import annotations
 
 import dataclasses
-import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
+
+from captionlite.export.flat_model import MainGraph, Op, builtin_names, op_name, pack_model, type_names, unpack_model
 
 EIGHT_BITS = ("INT8", "UINT8")
 MAX_SOFTMAX = 16_000
@@ -60,7 +60,7 @@ class Verdict:
 
 def check_edge_tpu(content: bytes) -> Verdict:
     """Every op of a TFLite file held to the compiler's rules."""
-    graph = _Graph(content)
+    graph = MainGraph(content)
     violations = []
     for place, op in enumerate(graph.ops):
         violations += [Violation(place, op.name, tensor, rule) for tensor, rule in _broken(op)]
@@ -76,11 +76,11 @@ def integer_input(content: bytes) -> bytes:
     """
     model = unpack_model(content)
     graph = model.subgraphs[0]
-    names, types = _builtin_names(), _type_names()
+    names, types = builtin_names(), type_names()
     casts = [
         op
         for op in graph.operators
-        if _op_name(model, op, names) == "CAST"
+        if op_name(model, op, names) == "CAST"
         and int(op.inputs[0]) in {int(i) for i in graph.inputs}
         and types[graph.tensors[op.inputs[0]].type] == "UINT8"
         and types[graph.tensors[op.outputs[0]].type] == "FLOAT32"
@@ -90,7 +90,7 @@ def integer_input(content: bytes) -> bytes:
     (cast,) = casts
     pixels, floats = int(cast.inputs[0]), int(cast.outputs[0])
     readers = [op for op in graph.operators if floats in {int(i) for i in op.inputs}]
-    if floats in {int(i) for i in graph.outputs} or any(_op_name(model, op, names) != "QUANTIZE" for op in readers):
+    if floats in {int(i) for i in graph.outputs} or any(op_name(model, op, names) != "QUANTIZE" for op in readers):
         return content
     from ai_edge_litert import schema_py_generated as schema
 
@@ -103,74 +103,10 @@ def integer_input(content: bytes) -> bytes:
     return pack_model(model)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-    name: str
-    type: str
-    shape: tuple[int, ...]
-    static: bool
-    data: bytes | None  # None: computed, no constant
-
-    @property
-    def rank(self) -> int:
-        """The number of dimensions without leading ones."""
-        sizes = list(self.shape)
-        while sizes and sizes[0] == 1:
-            del sizes[0]
-        return len(sizes)
-
-    def integers(self) -> list[int]:
-        """The values of a constant of int32."""
-        return [int(value) for value in np.frombuffer(self.data or b"", np.int32)]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Op:
-    name: str
-    inputs: tuple[_Tensor, ...]
-    outputs: tuple[_Tensor, ...]
-    options: Any
-
-    def option(self, name: str) -> int:
-        """A number of the op's options, 0 where it has none."""
-        return int(getattr(self.options, name, 0) or 0)
-
-
-class _Graph:
-    """The ops of a file's main subgraph."""
-
-    def __init__(self, content: bytes) -> None:
-        model = unpack_model(content)
-        graph = model.subgraphs[0]
-        names, types = _builtin_names(), _type_names()
-
-        def tensor(i: int) -> _Tensor:
-            found = graph.tensors[i]
-            data = model.buffers[found.buffer].data
-            signature = found.shapeSignature
-            return _Tensor(
-                name=found.name.decode().split(";")[0],
-                type=types[found.type],
-                shape=() if found.shape is None else tuple(int(size) for size in found.shape),
-                static=signature is None or all(int(size) >= 0 for size in signature),
-                data=None if data is None or len(data) == 0 else bytes(bytearray(data)),
-            )
-
-        self.ops = [
-            _Op(
-                name=_op_name(model, op, names),
-                inputs=tuple(tensor(i) for i in op.inputs if i >= 0),
-                outputs=tuple(tensor(i) for i in op.outputs if i >= 0),
-                options=op.builtinOptions,
-            )
-            for op in graph.operators
-        ]
-
-
 _Broken = Iterator[tuple[str, str]]  # the tensor's name, and the rule
 
 
-def _broken(op: _Op) -> _Broken:
+def _broken(op: Op) -> _Broken:
     """What the op breaks: the rules of all ops, then its own."""
     if op.name not in _RULES:
         yield op.outputs[0].name, "none of the Edge TPU's ops"
@@ -187,36 +123,36 @@ def _broken(op: _Op) -> _Broken:
         yield from rule(op)
 
 
-def _constant_weights(op: _Op) -> _Broken:
+def _constant_weights(op: Op) -> _Broken:
     for tensor in op.inputs[1:]:
         if tensor.data is None:
             yield tensor.name, "weights that are computed, expected constants"
 
 
-def _no_activation(op: _Op) -> _Broken:
+def _no_activation(op: Op) -> _Broken:
     if op.option("fusedActivationFunction"):
         yield op.outputs[0].name, "a fused activation function, expected none"
 
 
-def _one_dilation(op: _Op) -> _Broken:
+def _one_dilation(op: Op) -> _Broken:
     if op.option("dilationWFactor") != op.option("dilationHFactor"):
         yield op.outputs[0].name, "another dilation along x than along y"
 
 
-def _one_dimensional(op: _Op) -> _Broken:
+def _one_dimensional(op: Op) -> _Broken:
     if op.option("weightsFormat"):
         yield op.inputs[1].name, "weights that are shuffled, expected the default format"
     if op.outputs[0].rank > 1:
         yield op.outputs[0].name, f"output of shape {list(op.outputs[0].shape)}, expected one dimension"
 
 
-def _zero_padding(op: _Op) -> _Broken:
+def _zero_padding(op: Op) -> _Broken:
     for tensor in op.inputs:
         if tensor.data is not None and (len(op.inputs) != 2 or any(tensor.data)):
             yield tensor.name, "a constant to concatenate, expected zeros and one other input"
 
 
-def _no_batch(op: _Op) -> _Broken:
+def _no_batch(op: Op) -> _Broken:
     """Of reductions: the axes are the second input."""
     source = op.inputs[0]
     axes = {axis % len(source.shape) for axis in op.inputs[1].integers()} if source.shape else set()
@@ -226,42 +162,42 @@ def _no_batch(op: _Op) -> _Broken:
         yield source.name, f"a mean over z of {source.shape[-1]}, expected a multiple of 4"
 
 
-def _no_batch_padding(op: _Op) -> _Broken:
+def _no_batch_padding(op: Op) -> _Broken:
     padding = op.inputs[1].integers()
     if len(op.inputs[0].shape) >= 4 and any(padding[:2]):
         yield op.inputs[0].name, "padding of the batch"
 
 
-def _softmax(op: _Op) -> _Broken:
+def _softmax(op: Op) -> _Broken:
     source = op.inputs[0]
     if source.rank > 1 or int(np.prod(source.shape)) > MAX_SOFTMAX:
         yield source.name, f"softmax of shape {list(source.shape)}, expected one dimension of at most {MAX_SOFTMAX:,}"
 
 
-def _leading_ones(op: _Op) -> _Broken:
+def _leading_ones(op: Op) -> _Broken:
     source, target = op.inputs[0], op.outputs[0]
     if source.shape[len(source.shape) - len(target.shape) :] != target.shape:
         yield source.name, f"shape {list(source.shape)}, expected only leading ones to be squeezed"
 
 
-def _strides_of_one(op: _Op) -> _Broken:
+def _strides_of_one(op: Op) -> _Broken:
     if any(stride != 1 for stride in op.inputs[3].integers()):
         yield op.inputs[0].name, "strides, expected all of them 1"
     if op.option("ellipsisMask") or op.option("newAxisMask"):
         yield op.inputs[0].name, "an ellipsis or a new axis"
 
 
-def _three_dimensional(op: _Op) -> _Broken:
+def _three_dimensional(op: Op) -> _Broken:
     if op.inputs[0].rank > 3:
         yield op.inputs[0].name, "expected three dimensions"
 
 
-def _one_dimensional_alpha(op: _Op) -> _Broken:
+def _one_dimensional_alpha(op: Op) -> _Broken:
     if op.inputs[1].rank > 1:
         yield op.inputs[1].name, "an alpha of several dimensions, expected one"
 
 
-_RULES: dict[str, tuple[Callable[[_Op], _Broken], ...]] = {
+_RULES: dict[str, tuple[Callable[[Op], _Broken], ...]] = {
     "ADD": (),
     "AVERAGE_POOL_2D": (_no_activation,),
     "CONCATENATION": (_no_activation, _zero_padding),
@@ -306,51 +242,3 @@ _RULES: dict[str, tuple[Callable[[_Op], _Broken], ...]] = {
 
 def _counted(names: tuple[str, ...]) -> str:
     return ", ".join(name if count == 1 else f"{name} x {count}" for name, count in Counter(names).items())
-
-
-def _builtin_names() -> dict[int, str]:
-    from ai_edge_litert import schema_py_generated as schema
-
-    return {value: name for name, value in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
-
-
-def _type_names() -> dict[int, str]:
-    from ai_edge_litert import schema_py_generated as schema
-
-    return {value: name for name, value in vars(schema.TensorType).items() if not name.startswith("_")}
-
-
-def _op_name(model: Any, op: Any, names: dict[int, str]) -> str:
-    code = model.operatorCodes[op.opcodeIndex]
-    return names[max(code.builtinCode, code.deprecatedBuiltinCode)]  # the old field holds codes below 127
-
-
-def unpack_model(content: bytes) -> Any:
-    """The file's ModelT; `offset` of a buffer stays, to tell that its data stood behind the flatbuffer."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.ModelT.InitFromPackedBuf(content, 0)
-    for buffer in model.buffers:
-        if buffer.data is None and buffer.offset > 1 and buffer.size:  # 0 and 1 mean: none
-            buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
-    return model
-
-
-def pack_model(model: Any) -> bytes:
-    """The file of a ModelT: what stood behind the flatbuffer stands there again, each at a multiple of 16."""
-    import flatbuffers  # type: ignore[import-untyped]
-    from ai_edge_litert import schema_py_generated as schema
-
-    behind = {number: buffer.data for number, buffer in enumerate(model.buffers) if buffer.offset > 1}
-    for number, data in behind.items():
-        model.buffers[number].data, model.buffers[number].size = None, len(data)
-    builder = flatbuffers.Builder(1 << 16)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    packed = bytearray(builder.Output())
-    root = schema.Model.GetRootAs(packed)
-    for number, data in behind.items():
-        packed += bytes(-len(packed) % 16)
-        table = root.Buffers(number)._tab
-        struct.pack_into("<Q", packed, table.Pos + table.Offset(6), len(packed))  # Buffer.offset is its second field
-        packed += bytes(data)
-    return bytes(packed)

@@ -18,8 +18,8 @@ from typing import Any
 
 import click
 
-from captionlite.export.edge_tpu import pack_model, unpack_model
 from captionlite.export.errors import ExportError
+from captionlite.export.flat_model import pack_model, unpack_model
 from captionlite.export.tflite_file import op_names
 from captionlite.runtime.bundle import Bundle, write_bundle
 from captionlite.runtime.errors import CaptionliteError

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from captionlite.benchmarks import scaling
+from captionlite.benchmarks import scaling, scaling_plot
 from captionlite.benchmarks.commands.bench_profile import Left, check_folder, tell_load
 from captionlite.benchmarks.countdown import Countdown
 from captionlite.benchmarks.devices import describe_machine, finish
@@ -143,7 +143,7 @@ def _require_packages() -> None:
 def _draw(document: dict[str, Any], path: Path) -> None:
     machine = document["machine"]
     where = f"{machine['device'] or machine['cpu'] or machine['machine']}, {machine['cores']} cores"
-    picture = scaling.draw(document["factors"], f"{document['family']}: cost by size on {where}")
+    picture = scaling_plot.draw(document["factors"], f"{document['family']}: cost by size on {where}")
     try:
         write_bytes_atomically(path, picture)
     except OSError as error:
@@ -164,7 +164,7 @@ def _print(document: dict[str, Any]) -> None:
                 recipe,
                 " ".join(map(str, found["values"])) if number == 0 else "",
                 " ".join(f"{value:.4g}" for value in series["us"]),
-                scaling.told(line["a_us"], line["b_us"]),
+                scaling_plot.told(line["a_us"], line["b_us"]),
                 "" if line["r2"] is None else f"{line['r2']:.3f}",
                 end_section=number == len(found["series"]) - 1,
             )

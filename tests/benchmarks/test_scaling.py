@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from captionlite.benchmarks import scaling
+from captionlite.benchmarks import scaling, scaling_plot
 from captionlite.benchmarks.commands import bench_scaling
 from captionlite.runtime.errors import CaptionliteError
 
@@ -30,8 +30,8 @@ def test_what_a_line_does_not_explain_is_told() -> None:
 
 
 def test_a_line_is_told_in_words() -> None:
-    assert scaling.told(12.0, -0.0034) == "12 - 0.0034 x"
-    assert scaling.told(9792.0, 1866.0) == "9,792 + 1,866 x"
+    assert scaling_plot.told(12.0, -0.0034) == "12 - 0.0034 x"
+    assert scaling_plot.told(9792.0, 1866.0) == "9,792 + 1,866 x"
 
 
 def test_lines_are_laid_over_what_grows() -> None:

@@ -10,7 +10,8 @@ import toy_bundle
 
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
-from captionlite.benchmarks.service_load import Tally, bars, for_seconds, measure_load, run_clients, table
+from captionlite.benchmarks.service_clients import Tally, for_seconds, run_clients
+from captionlite.benchmarks.service_load import bars, measure_load, table
 from captionlite.benchmarks.service_process import Rules, Supervisor, first_caption_s, free_port, stop
 from captionlite.benchmarks.service_uploads import Upload, bad_uploads, good_uploads
 from captionlite.runtime import Captioner

@@ -17,7 +17,8 @@ if keras.backend.backend() != "tensorflow":
     pytest.skip("TensorFlow converts; KERAS_BACKEND is another", allow_module_level=True)
 
 from captionlite.export.convert import convert
-from captionlite.export.edge_tpu import _broken, _Op, _Tensor, check_edge_tpu, integer_input
+from captionlite.export.edge_tpu import _broken, check_edge_tpu, integer_input
+from captionlite.export.flat_model import Op, Tensor
 from captionlite.export.graphs import EncoderGraph
 from captionlite.export.quantization import quantize, quantize_graphs
 from captionlite.export.recipes import recipe
@@ -117,7 +118,7 @@ def test_other_recipes_are_left_alone(encoder: Callable[[str], bytes]) -> None:
 def tensor(
     shape: Iterable[int] = (1, 8, 8, 4), type_: str = "INT8", data: bytes | None = None, static: bool = True
 ) -> Any:
-    return _Tensor("t", type_, tuple(shape), static, data)
+    return Tensor("t", type_, tuple(shape), static, data)
 
 
 def axes(*values: int) -> Any:
@@ -125,7 +126,7 @@ def axes(*values: int) -> Any:
 
 
 def op(name: str, *inputs: Any, out: Any = None, **options: int) -> Any:
-    return _Op(name, inputs or (tensor(),), (out or tensor(),), SimpleNamespace(**options))
+    return Op(name, inputs or (tensor(),), (out or tensor(),), SimpleNamespace(**options))
 
 
 WEIGHTS = tensor((4, 3, 3, 4), data=b"\1" * 144)

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 if keras.backend.backend() != "tensorflow":
     pytest.skip("TensorFlow converts; KERAS_BACKEND is another", allow_module_level=True)
 
-from captionlite.export.edge_tpu import pack_model, unpack_model
 from captionlite.export.edge_tpu_bundle import CUSTOM_OP, install_compiled, main
 from captionlite.export.errors import ExportError
+from captionlite.export.flat_model import pack_model, unpack_model
 from captionlite.runtime.bundle import Bundle
 from captionlite.runtime.captioner import Captioner
 from captionlite.runtime.errors import InterpreterError
