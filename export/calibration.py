@@ -13,6 +13,7 @@ import numpy as np
 from captionlite.export.errors import ExportError
 from captionlite.export.recipes import Recipe
 from captionlite.runtime.captioner import Captioner
+from captionlite.runtime.commands.photographs import IMAGE_SUFFIXES
 from captionlite.runtime.image import load_image
 from captionlite.runtime.manifest import ImageSpec
 from captionlite.runtime.masked import mask_predict
@@ -27,7 +28,6 @@ CALIBRATION_PHOTOGRAPHS = 200
 DECODED_PHOTOGRAPHS = 40  # of these, decoded for the decoder's calibration: some ten steps each
 REFINED_PHOTOGRAPHS = 10  # of these, captioned in parallel passes: tens of canvases each
 REFINE_PASSES = 4
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Photographs:
     @classmethod
     def of_folder(cls, folder: Path, held_out: Collection[str] = (), seed: int = 0) -> Photographs:
         """The photographs of a folder by name, or a seeded sample of so many, without those named in ``held_out``."""
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         return cls._drawn([path for path in paths if path.name not in held_out], str(folder), seed)
 
     @classmethod
     def of_data(cls, spec: str, seed: int = 0) -> Photographs:
         """A seeded sample of the train split of a data set ("kind:path"), or of a folder of photographs."""
         folder = Path(spec).expanduser()
-        if folder.is_dir() and any(path.suffix.lower() in SUFFIXES for path in folder.iterdir()):
+        if folder.is_dir() and any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir()):
             return cls.of_folder(folder, seed=seed)
         dataset = load_dataset(spec)
         held_out = {e.id for name, split in dataset.splits.items() if name != "train" for e in split}
@@ -64,7 +64,9 @@ class Photographs:
     @classmethod
     def _drawn(cls, photos: list[Photo], source: str, seed: int) -> Photographs:
         if not photos:
-            raise ExportError(f"{source}: no photographs there ({', '.join(SUFFIXES)}), expected 100 or more")
+            raise ExportError(
+                f"{source}: no photographs there ({', '.join(sorted(IMAGE_SUFFIXES))}), expected 100 or more"
+            )
         if len(photos) <= CALIBRATION_PHOTOGRAPHS:
             return cls(tuple(photos), source)
         chosen = np.random.default_rng(seed).permutation(len(photos))[:CALIBRATION_PHOTOGRAPHS]

@@ -272,7 +272,7 @@ def test_photographs_are_drawn_by_seed_and_from_the_train_split_only(tmp_path: P
     assert len(left.photos) == 23
     assert Photographs.of_data(str(folder)).photos == Photographs.of_folder(folder).photos
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ExportError, match=r"empty: no photographs there \(\.jpg, .*expected 100 or more"):
+    with pytest.raises(ExportError, match=r"empty: no photographs there \(\.avif, .*expected 100 or more"):
         Photographs.of_folder(tmp_path / "empty")
 
 
