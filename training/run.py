@@ -125,8 +125,7 @@ def load_start(directory: Path, model: DecoderFamily) -> None:
 
     A run with a wholly frozen encoder has none of the blocks that are trained now: these start as they are.
     """
-    is_new = isinstance(model, TunedDecoder) and not read_config(directory).trained_blocks
-    started = model.decoder if is_new else model
+    started = model if read_config(directory).trained_blocks else model.decoder_alone
     load_variables(directory / BEST, {"model": started.weights})
 
 

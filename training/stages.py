@@ -18,7 +18,6 @@ from captionlite.training.config import OptimizerConfig, RunConfig
 from captionlite.training.data import RunData
 from captionlite.training.errors import ConfigError
 from captionlite.training.families.base import DecoderFamily
-from captionlite.training.families.tuned import TunedDecoder
 from captionlite.training.losses import weighted_cross_entropy
 from captionlite.training.noise import FeatureNoise
 from captionlite.training.optimizers import build_optimizer
@@ -210,8 +209,7 @@ def build_stages(config: RunConfig, model: DecoderFamily, data: RunData, vocabul
     stages: list[Stage] = []
     tuning = config.fine_tuning
     if config.epochs > 0:
-        decoder = model.decoder if isinstance(model, TunedDecoder) else model
-        plain = (config.optimizer, config.epochs, decoder.trainable_variables)
+        plain = (config.optimizer, config.epochs, model.decoder_alone.trainable_variables)
         stages.append(CrossEntropy(config, model, data, vocabulary, *plain))
     if tuning is not None and tuning.epochs > 0:
         stages.append(FineTuning(config, model, data, vocabulary, tuning.optimizer, tuning.epochs))

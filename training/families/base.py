@@ -67,6 +67,15 @@ class DecoderFamily(keras.Model):  # type: ignore[misc]
         logits = self(features, tokens[:, :-1], training=training)
         return masked_cross_entropy(tokens[:, 1:], logits, pad_id, label_smoothing)
 
+    @property
+    def decoder_alone(self) -> DecoderFamily:
+        """Without the encoder's trained blocks, if there are such: the model whose features `encode` gives."""
+        return self
+
+    def encode(self, features: Tensor) -> Tensor:
+        """What the encoder's trained blocks make of what the frozen ones give; without trained blocks the same."""
+        return features
+
     def initial_state(self, features: Tensor) -> State:
         """Everything that is computed once per photograph: features (B, h, w, C) -> the named constants and first
         states.

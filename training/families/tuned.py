@@ -27,8 +27,11 @@ class TunedDecoder(DecoderFamily):
     def grid(self) -> tuple[int, int]:
         return self.decoder.grid
 
+    @property
+    def decoder_alone(self) -> DecoderFamily:
+        return self.decoder
+
     def encode(self, features: Tensor) -> Tensor:
-        """What the frozen blocks give (B, h, w, C) -> the decoder's features."""
         return self.blocks(ops.cast(features, self.compute_dtype))
 
     def call(self, features: Tensor, tokens: Tensor, training: bool = False) -> Tensor:
