@@ -17,7 +17,6 @@ from captionlite.runtime.decoding import Alternative, Caption, DecodingOptions, 
 from captionlite.runtime.errors import ImageError, InterpreterError, OptionsError
 from captionlite.runtime.image import ImageSource, load_image
 from captionlite.runtime.interpreter import Graph, core_count
-from captionlite.runtime.labels import Label
 from captionlite.runtime.loop import DecoderLoop
 from captionlite.runtime.masked import RefineGraph, fill, mask_predict, pseudo_log_likelihood
 from captionlite.runtime.search import Walk, forced
@@ -138,7 +137,7 @@ class Captioner:
                 hypotheses = beam_search(self._decoder, plan)
             else:
                 hypotheses = Walk(self._decoder, plan).to_the_end()
-        return self._caption(hypotheses[: options.n_best], started, encoded)
+        return self._with_labels(self._caption(hypotheses[: options.n_best], started), encoded)
 
     def decode_many(
         self, encoded: Sequence[Mapping[str, npt.NDArray[Any]]], options: DecodingOptions | None = None
@@ -157,7 +156,10 @@ class Captioner:
             together = encoded[first : first + GROUP]
             group = self._together.decode(together, plan)
             own = (perf_counter() - started) / len(group)
-            captions += [self._caption([h], perf_counter() - own, one) for h, one in zip(group, together, strict=True)]
+            captions += [
+                self._with_labels(self._caption([hypothesis], perf_counter() - own), one)
+                for hypothesis, one in zip(group, together, strict=True)
+            ]
         return captions
 
     def check(self, options: DecodingOptions) -> None:
@@ -307,29 +309,22 @@ class Captioner:
             return None
         return 1.0 / (1.0 + exp(min(-(spec.slope * logprob + spec.intercept), 700.0)))  # exp() overflows at 710
 
-    def _maybe(
-        self, encoded: Mapping[str, npt.NDArray[Any]], caption: str, confidence: float | None
-    ) -> tuple[Label, ...]:
-        """What the classifier offers beside a caption of this confidence: nothing where that was not fitted."""
+    def _with_labels(self, caption: Caption, encoded: Mapping[str, npt.NDArray[Any]]) -> Caption:
+        """The caption, beside one that is not sure what the classifier offers; nothing where no confidence is known."""
         labels = self.bundle.labels
-        if labels is None or confidence is None or confidence >= labels.spec.below_confidence:
-            return ()
+        if labels is None or caption.confidence is None or caption.confidence >= labels.spec.below_confidence:
+            return caption
         logits = encoded.get(labels.spec.output)
-        return () if logits is None else labels.offered(logits, caption)
+        return caption if logits is None else replace(caption, maybe=labels.offered(logits, caption.text))
 
-    def _caption(
-        self, hypotheses: Sequence[Hypothesis], started: float, encoded: Mapping[str, npt.NDArray[Any]]
-    ) -> Caption:
+    def _caption(self, hypotheses: Sequence[Hypothesis], started: float) -> Caption:
         best, *others = (self._described(hypothesis) for hypothesis in hypotheses)
-        confidence = self._confidence(best.logprob)
-        maybe = self._maybe(encoded, best.text, confidence)
         decode_ms = (perf_counter() - started) * 1e3
         return Caption(
             **vars(best),
             attention=hypotheses[0].attention,
             alternatives=tuple(others),
-            confidence=confidence,
-            maybe=maybe,
+            confidence=self._confidence(best.logprob),
             timings_ms={"decode": decode_ms, "step": decode_ms / len(best.tokens)},
         )
 
