@@ -223,12 +223,12 @@ def resized(config: Mapping[str, Any], factor: str, value: int) -> dict[str, Any
 
 def sized_encoder(side: int) -> EncoderSpec:
     """EfficientNet-Lite0 for square pictures; its grid is a 32nd of them, rounded up."""
-    from captionlite.training import efficientnet_lite
+    from captionlite.training.efficientnet_lite import build_efficientnet_lite
+    from captionlite.training.efficientnet_lite_blocks import EFFICIENTNET_LITE0
     from captionlite.training.encoders import EncoderSpec
 
     def build(weights: str | None) -> Any:
-        variant = dataclasses.replace(efficientnet_lite.EFFICIENTNET_LITE0, image_size=(side, side))
-        return efficientnet_lite.build_efficientnet_lite(variant)
+        return build_efficientnet_lite(dataclasses.replace(EFFICIENTNET_LITE0, image_size=(side, side)))
 
     grid = -(-side // 32)
     return EncoderSpec(f"efficientnet_lite0_{side}", (side, side), (grid, grid, 1280), "(pixel - 127) / 128", build)
