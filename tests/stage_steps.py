@@ -10,17 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
 from captionlite.training.batches import Source
-from captionlite.training.config import OptimizerConfig, RunConfig, SelfCriticalConfig
+from captionlite.training.config import FineTuningConfig, OptimizerConfig, RunConfig, SelfCriticalConfig
 from captionlite.training.datasets import Example
 from captionlite.training.families import build_family
+from captionlite.training.families.tuned import TunedDecoder
 from captionlite.training.stages import SelfCritical, Stage, build_stages
 from captionlite.training.vocabulary import WordVocabulary, build_word_vocabulary
 
-STAGES = ("cross_entropy", "self_critical")
+STAGES = ("cross_entropy", "fine_tuning", "self_critical")
 FEATURE_SHAPE = (2, 2, 12)
 CAPTIONS = {
     "1.png": ("a red square", "a red square left"),
@@ -60,9 +62,11 @@ def build_stage(name: str, optimizer: OptimizerConfig = OPTIMIZER, **settings: A
     vocabulary = build_word_vocabulary([text for texts in CAPTIONS.values() for text in texts])
     model: Any = build_family(FAMILY, FEATURE_SHAPE, len(vocabulary.pieces), "stage_steps")
     model.build_weights()
+    if name == "fine_tuning":
+        model = TunedDecoder(_block(), model)
     rng = np.random.default_rng(5)
     for weight in model.weights:
-        if weight.dtype == "float32":
+        if weight.dtype == "float32" and weight.name != "moving_variance":
             drawn = rng.normal(0.0, 0.3, weight.shape)
             weight.assign((drawn + (weight.path.endswith("gamma"))).astype(np.float32))
     bias = model.output_bias_layer()
@@ -78,6 +82,7 @@ def build_stage(name: str, optimizer: OptimizerConfig = OPTIMIZER, **settings: A
         captions_per_photo=2,
         epochs=1 if name == "cross_entropy" else 0,
         label_smoothing=0.1,
+        fine_tuning=FineTuningConfig(1, 1, optimizer) if name == "fine_tuning" else None,
         self_critical=critical if name == "self_critical" else None,
         seed=2,
     )
@@ -86,6 +91,13 @@ def build_stage(name: str, optimizer: OptimizerConfig = OPTIMIZER, **settings: A
     assert stage.name == name
     stage.begin()
     return stage, model
+
+
+def _block() -> Any:
+    """What stands for an encoder's last block: a convolution to be trained and a normalisation that is not."""
+    grid = keras.Input(FEATURE_SHAPE)
+    norm = keras.layers.BatchNormalization(trainable=False)
+    return keras.Model(grid, norm(keras.layers.Conv2D(FEATURE_SHAPE[-1], 2, padding="same", use_bias=False)(grid)))
 
 
 def run_steps(name: str, steps: int = 2) -> dict[str, np.ndarray]:
