@@ -73,7 +73,9 @@ class Facts:
             pieces=tuple(bundle.vocabulary.pieces),
             ids=_ids(manifest.decoding),
             state={row.name: row for row in manifest.state},
-            encoder_outputs=frozenset(spec.name for spec in manifest.graphs["encoder"].outputs),
+            # Labels are no part of a caption, and a run has none.
+            encoder_outputs=frozenset(spec.name for spec in manifest.graphs["encoder"].outputs)
+            - frozenset((manifest.labels.output,) if manifest.labels else ()),
         )
 
     def require_same(self, other: Facts, ours: str, theirs: str) -> None:
@@ -153,7 +155,11 @@ class BundleReference:
         captions = self._captioner.decode_many(encoded, options)
         start = self.bundle.manifest.decoding.start_id
         return [
-            Shown(one, caption, logits_along(self._captioner, one, [start, *caption.tokens[:-1]]))
+            Shown(
+                {name: one[name] for name in one if name in self.facts.encoder_outputs},
+                caption,
+                logits_along(self._captioner, one, [start, *caption.tokens[:-1]]),
+            )
             for one, caption in zip(encoded, captions, strict=True)
         ]
 

@@ -72,6 +72,8 @@ def quantize_bundle(
     ops = {graph: check_ops(content) for graph, content in graphs.items()}
     files = {manifest.graphs[graph].file: content for graph, content in graphs.items()}
     files[manifest.vocabulary.file] = bundle.read(manifest.vocabulary.file)
+    if manifest.labels is not None:
+        files[manifest.labels.file] = bundle.read(manifest.labels.file)
     calibrated = photographs.provenance() if photographs and chosen.needs_calibration else NO_CALIBRATION
     written = _manifest(bundle, chosen, name, calibrated)
     if manifest.decoding.confidence is not None:

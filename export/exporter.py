@@ -15,6 +15,7 @@ from captionlite.export.convert import convert
 from captionlite.export.errors import ExportError
 from captionlite.export.golden import drawn_photographs, golden_vectors
 from captionlite.export.graphs import DecoderGraph, EncoderGraph, RefineGraph, decoder_inputs
+from captionlite.export.labels import Labelling
 from captionlite.export.model_card import model_card
 from captionlite.export.parity import Parity, measure_parity
 from captionlite.export.quantization import quantize_graphs
@@ -64,6 +65,7 @@ def export_run(
     golden: Sequence[Path] = (),
     scores: dict[str, Any] | None = None,
     licences: dict[str, str] | None = None,
+    labels: Labelling | None = None,
     measure: Callable[[Captioner], dict[str, Any]] | None = None,
     force: bool = False,
     report: Callable[[str], None] = lambda line: None,
@@ -73,6 +75,7 @@ def export_run(
     ``photographs``: training photographs, for calibration and for parity against Keras. ``golden``: photographs that
     go into the bundle with their golden vectors (drawn pictures when none is given: mind the rights of what you give
     away). ``scores``: caption scores by title, ``licences``: licences by data set, for the manifest and the model card.
+    ``labels``: a classifier to put onto the encoder.
     ``measure`` is given the bundle's captioner, and what it returns goes into the manifest's provenance.
 
     Raises ExportError when the converter or the quantizer refuses or a float32 file strays from Keras, BundleError when
@@ -88,6 +91,8 @@ def export_run(
     vocabulary = run.vocabulary.runtime_vocabulary()
     shared = {"golden.npz": b"", "README.md": b""}
     shared["vocabulary.json"] = json.dumps(vocabulary, ensure_ascii=False).encode()
+    if labels is not None:
+        shared[labels.spec.file] = labels.content
     with tempfile.TemporaryDirectory(prefix="captionlite-bundle-") as scratch:
 
         def opened(kind: str, manifest: Manifest, graphs: dict[str, bytes]) -> Captioner:
@@ -95,25 +100,29 @@ def export_run(
             write_bundle(Path(scratch) / kind, manifest, {**shared, **files})
             return Captioner(Bundle.open(Path(scratch) / kind))
 
-        converted = convert_graphs(run, report)
-        calibration = Calibration(
-            seen, lambda: opened("float32", _manifest(run, recipe, "float32", converted, vocabulary["kind"]), converted)
-        )
+        def described(name: str) -> Manifest:
+            return _manifest(run, recipe, name, converted, vocabulary["kind"], labels)
+
+        converted = convert_graphs(run, report, labels)
+        calibration = Calibration(seen, lambda: opened("float32", described("float32"), converted))
         graphs = quantize_graphs(converted, recipe, calibration.samples, report)
         ops = {graph: check_ops(content) for graph, content in graphs.items()}
         # What goes in and out is said of the converter's files: litert-quantizer forgets that a batch is dynamic.
-        manifest = _manifest(run, recipe, name or run.config.name, converted, vocabulary["kind"])
+        manifest = described(name or run.config.name)
         manifest.scores.update(scores or {})
         manifest.provenance["calibration"] = photographs.provenance() if recipe.needs_calibration else NO_CALIBRATION
         _state_licences(manifest, licences or {})
         captioner = opened("bundle", manifest, graphs)
         report("comparing with Keras")
-        parity = measure_parity(run, captioner, seen[:PARITY_PHOTOGRAPHS] or pictured)
+        head = None if labels is None else labels.head
+        parity = measure_parity(run, captioner, seen[:PARITY_PHOTOGRAPHS] or pictured, head)
         _require_parity(recipe, parity)
         report("recording golden vectors")
         chosen = [load_image(path, run.image_spec) for path in golden] or pictured
         shared["golden.npz"] = golden_vectors(captioner, chosen)
         measured = {} if measure is None else measure(captioner)
+        if labels is not None:
+            manifest.provenance["labels"] = labels.provenance(captioner)
     manifest.provenance.update(measured, parity=parity.to_json())
     files = {**{f"{graph}.tflite": content for graph, content in graphs.items()}, **shared}
     sizes = {file: len(content) for file, content in files.items() if file != "README.md"}
@@ -126,10 +135,10 @@ def graph_names(run: Run) -> tuple[str, ...]:
     return ("encoder", "decoder", "refine") if run.model.refines else ("encoder", "decoder")
 
 
-def convert_graphs(run: Run, report: Callable[[str], None]) -> dict[str, bytes]:
+def convert_graphs(run: Run, report: Callable[[str], None], labels: Labelling | None = None) -> dict[str, bytes]:
     """The run's graphs by name as float32 TFLite files."""
     modules: dict[str, Callable[[], Any]] = {
-        "encoder": lambda: EncoderGraph(run.encoder, run.model, run.image_spec),
+        "encoder": lambda: EncoderGraph(run.encoder, run.model, run.image_spec, labels.head if labels else None),
         "decoder": lambda: DecoderGraph(run.model),
         "refine": lambda: RefineGraph(run.model),
     }
@@ -140,7 +149,9 @@ def convert_graphs(run: Run, report: Callable[[str], None]) -> dict[str, bytes]:
     return contents
 
 
-def _manifest(run: Run, recipe: Recipe, name: str, graphs: dict[str, bytes], vocabulary_kind: str) -> Manifest:
+def _manifest(
+    run: Run, recipe: Recipe, name: str, graphs: dict[str, bytes], vocabulary_kind: str, labels: Labelling | None
+) -> Manifest:
     specs = {graph: signature_specs(content) for graph, content in graphs.items()}
     expected = {spec.name: spec for spec in decoder_inputs(run.model)}
     found = {spec.name: spec for spec in specs["decoder"][0]}
@@ -169,6 +180,7 @@ def _manifest(run: Run, recipe: Recipe, name: str, graphs: dict[str, bytes], voc
         ),
         golden=GoldenSpec("golden.npz", recipe.tolerance),
         proven=proven_here(),
+        labels=None if labels is None else labels.spec,
         attention=AttentionSpec(run.model.grid) if run.model.attends else None,
         provenance={
             "preset": config.name,

@@ -10,14 +10,17 @@ from typing import Any
 
 import tensorflow as tf
 
+from captionlite.export.labels import LABELS
 from captionlite.runtime.manifest import ImageSpec, TensorSpec
 from captionlite.training.families.base import EXPORTED_BANNED_LOGIT, DecoderFamily
+from captionlite.training.imagenet_head import LowRankHead
 
 
 class EncoderGraph(tf.Module):  # type: ignore[misc]
     """``image`` uint8 (1, H, W, 3) -> what the family computes once per photograph, by name."""
 
-    def __init__(self, encoder: Any, model: DecoderFamily, image: ImageSpec) -> None:
+    def __init__(self, encoder: Any, model: DecoderFamily, image: ImageSpec, head: LowRankHead | None = None) -> None:
+        """With a ``head``, its logits are one more output, `LABELS`: (1, classes)."""
         super().__init__()
         self._tracked = [v.value for v in (*encoder.variables, *model.variables)]
         signature = tf.TensorSpec((1, image.height, image.width, 3), tf.uint8, name="image")
@@ -25,9 +28,24 @@ class EncoderGraph(tf.Module):  # type: ignore[misc]
         @tf.function(input_signature=[signature])  # type: ignore[untyped-decorator]
         def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
             features = encoder(tf.cast(image, tf.float32), training=False)
-            return {name: tf.identity(value, name) for name, value in model.initial_state(features).items()}
+            outputs = {name: tf.identity(value, name) for name, value in model.initial_state(features).items()}
+            if head is not None:
+                outputs[LABELS] = tf.identity(_logits(head, features), LABELS)
+            return outputs
 
         self.serve = serve
+
+
+def _logits(head: LowRankHead, features: tf.Tensor) -> tf.Tensor:
+    """The head on a grid (1, h, w, C); its tensors' names begin with `LABELS`, by which recipes find them.
+
+    An output of the graph loses its name, so something has to come after the last product: its mean is taken off.
+    """
+    with tf.name_scope(LABELS):
+        pooled = tf.reduce_mean(features, axis=(1, 2), name="pooled")
+        inner = tf.nn.bias_add(tf.matmul(pooled, head.inner, name="inner"), head.inner_bias)
+        outer = tf.nn.bias_add(tf.matmul(inner, head.outer, name="outer"), head.outer_bias)
+        return outer - tf.reduce_mean(outer, axis=1, keepdims=True, name="mean")
 
 
 class DecoderGraph(tf.Module):  # type: ignore[misc]

