@@ -46,7 +46,6 @@ GROUPS: dict[str, str] = {
     "rabbit": "330-332",
     "sheep": "348-349",
     "antelope": "351-353",
-    "monkey": "370-371 373-382",
     "elephant": "101 385-386",
     "bed": "520 564",
     "bicycle": "444 671",
@@ -81,8 +80,10 @@ WORDS: dict[str, tuple[str, ...]] = {
 }
 """What a caption may say instead of a group's name."""
 
-HIDDEN = (413, 445, 459, 529, 583, 638, 639, 655, 743, 763, 764, 842)
-"""Never offered: guns, a prison, a guillotine, and what is worn on the skin; a wrong guess of a person would hurt."""
+HIDDEN = "365-382 399 413 445 459 529 583 638-639 655 743 763-764 842"
+"""Never offered, because a wrong guess of a person would hurt: apes and monkeys, guns, a prison, a guillotine, an
+abaya, and what is worn on the skin.
+"""
 
 
 def class_names() -> tuple[str, ...]:
@@ -126,7 +127,7 @@ def told_names(names: Sequence[str]) -> list[str | None]:
     for name, ranges in GROUPS.items():
         for number in numbers(ranges):
             told[number] = name
-    for number in HIDDEN:
+    for number in numbers(HIDDEN):
         told[number] = None
     return told
 

@@ -87,20 +87,22 @@ def model_card(manifest: Manifest, sizes_bytes: dict[str, int], parity: Parity) 
 def _knows(manifest: Manifest) -> list[str]:
     """What it was shown, and how many words it has for it."""
     datasets = manifest.provenance["training"].get("datasets", ())
-    kinds = [
-        f"{data['train']:,} of {SHOWN[name]} ({data['name']})" if (name := data["name"].lower()) in SHOWN
-        else f"{data['train']:,} of {data['name']}"
-        for data in datasets
-    ]  # fmt: skip
+    kinds = [f"- {data['train']:,} of {data['name']}{_shown(data['name'])}" for data in datasets]
     if not kinds:
         return []
-    shown = f"The photographs it was trained on: {'; '.join(kinds)}."
-    words = f"It has {manifest.vocabulary.size:,} pieces of text, and cannot say what has none among them."
+    pieces = "words" if manifest.vocabulary.kind == "words" else "pieces of text"
     return [
-        shown,
-        words if manifest.vocabulary.kind == "sentencepiece" else words.replace("pieces of text", "words"),
+        "The photographs it was trained on:",
+        "",
+        *kinds,
+        "",
+        f"It has {manifest.vocabulary.size:,} {pieces}, and cannot say what has none among them.",
         "",
     ]
+
+
+def _shown(name: str) -> str:
+    return f": {SHOWN[name.lower()]}" if name.lower() in SHOWN else ""
 
 
 def _labels(manifest: Manifest) -> list[str]:
@@ -108,27 +110,25 @@ def _labels(manifest: Manifest) -> list[str]:
     spec = manifest.labels
     if spec is None:
         return []
-    confidence, probability = spec.below_confidence, spec.least_probability
-    lines = [
-        _LABELS,
-        "",
-        f"Where a caption's confidence is below {confidence:g}, a word of the encoder's own classifier is offered",
-        f'("maybe: ..."), if that gives it a probability of {probability:g} or more and the caption does not have it.',
-        f"Its labels are {spec.source}. That is not the world: what is none of them (most people, most places, what",
-        "is newer than 2012) is taken for the nearest of them, sometimes surely. Labels are no captions: one thing is",
-        "named, and it need not be the main one.",
-        "",
-    ]
+    text = (
+        f"Where a caption's confidence is below {spec.below_confidence:g}, a word of the encoder's own classifier is "
+        f'offered ("maybe: ..."), if that gives it a probability of {spec.least_probability:g} or more and the caption '
+        f"does not have it. Its labels are {spec.source}. That is not the world: what is none of them (most people, "
+        "most places, what is newer than 2012) is taken for the nearest of them, sometimes surely. Labels are no "
+        "captions: one thing is named, and it need not be the main one. Some, such as apes, guns and underwear, are "
+        "never told."
+    )
+    lines = [_LABELS, "", text, ""]
     found = manifest.provenance.get("labels")
     if found is not None:
-        lines += [
-            f"{found['classes']:,} classes have {found['names']:,} names. The classifier was reduced to rank",
-            f"{found['rank']}, fitted to {found['fitted_on']:,} photographs, and stored by recipe {found['recipe']}.",
-            f"Of {found['photographs']} other photographs its likeliest label is the whole classifier's in",
-            f"{found['agreed']}, and in {found['sure_agreed']} of the {found['sure']} where that is sure enough to be",
-            "offered.",
-            "",
-        ]
+        text = (
+            f"{found['classes']:,} classes have {found['names']:,} names. The classifier was reduced to rank "
+            f"{found['rank']}, fitted to {found['fitted_on']:,} photographs, and stored by recipe {found['recipe']}. "
+            f"Of {found['photographs']} other photographs its likeliest label is the whole classifier's in "
+            f"{found['agreed']}, and in {found['sure_agreed']} of the {found['sure']} where that is sure enough to be "
+            "offered."
+        )
+        lines += [text, ""]
     return lines
 
 

@@ -70,11 +70,10 @@ class Labels:
         Nothing for logits that are no numbers.
         """
         found = self.probabilities(logits)
+        sure = sorted((found >= self.spec.least_probability).nonzero()[0].tolist(), key=lambda i: -found[i])
         said = caption.lower().split()
         return tuple(
-            Label(self.told[i], min(float(found[i]), 1.0))
-            for i in found.argsort(kind="stable")[::-1]
-            if found[i] >= self.spec.least_probability and not self.names_it(said, self.told[i])
+            Label(self.told[i], min(float(found[i]), 1.0)) for i in sure if not self.names_it(said, self.told[i])
         )
 
     def names_it(self, said: Sequence[str], name: str) -> bool:

@@ -88,7 +88,7 @@ def test_the_bundle_says_what_it_has(float_bundle: Path) -> None:
     spec = bundle.manifest.labels
     assert spec is not None
     assert (spec.file, spec.output, spec.size) == ("labels.json", "labels", CLASSES)
-    assert (spec.least_probability, spec.below_confidence) == (0.6, 0.65)
+    assert (spec.least_probability, spec.below_confidence) == (0.7, 0.65)
     assert bundle.labels is not None
     assert bundle.labels.names == tuple(told_names(NAMES))
     assert verify(bundle).passed
@@ -106,7 +106,7 @@ def test_the_bundle_says_what_it_has(float_bundle: Path) -> None:
     assert "encoder/labels" in {row["name"] for row in bundle.manifest.provenance["parity"]["tensors"]}
     card = (float_bundle / "README.md").read_text()
     assert "## Labels\n\nWhere a caption's confidence is below 0.65" in card
-    assert "Of 5 other photographs its likeliest label is the whole classifier's in\n5, and in" in card
+    assert "Of 5 other photographs its likeliest label is the whole classifier's in 5, and in" in card
 
 
 def test_captions_are_those_of_a_bundle_without(
@@ -203,7 +203,7 @@ def test_a_class_is_in_one_group_at_most() -> None:
     every = [number for ranges in GROUPS.values() for number in numbers(ranges)]
     assert len(every) == len(set(every))
     assert 0 <= min(every) <= max(every) < CLASSES
-    assert not set(every) & set(HIDDEN)
+    assert not set(every) & set(numbers(HIDDEN))
     assert WORDS.keys() <= GROUPS.keys()
 
 
@@ -218,7 +218,7 @@ def test_every_class_has_its_name_and_groups_have_theirs() -> None:
     assert [told[i] for i in (151, 207, 268, 269, 281, 285, 286, 817, 967)] == [
         "dog", "dog", "dog", "wolf", "cat", "cat", "cougar", "car", "espresso",
     ]  # fmt: skip
-    assert all(told[i] is None for i in HIDDEN)
+    assert all(told[i] is None for i in (*numbers(HIDDEN), 366, 367))
     assert told[836] == told[837] == "sunglasses"
 
 
