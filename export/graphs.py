@@ -27,8 +27,9 @@ class EncoderGraph(tf.Module):  # type: ignore[misc]
 
         @tf.function(input_signature=[signature])  # type: ignore[untyped-decorator]
         def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
-            features = encoder(tf.cast(image, tf.float32), training=False)
-            outputs = {name: tf.identity(value, name) for name, value in model.initial_state(features).items()}
+            features = model.encode(encoder(tf.cast(image, tf.float32), training=False))
+            state = model.decoder_alone.initial_state(features)
+            outputs = {name: tf.identity(value, name) for name, value in state.items()}
             if head is not None:
                 outputs[LABELS] = tf.identity(_logits(head, features), LABELS)
             return outputs

@@ -15,6 +15,7 @@ from captionlite.runtime.errors import ImageError
 from captionlite.runtime.image import load_image
 from captionlite.runtime.labels import Labels
 from captionlite.runtime.manifest import ImageSpec, LabelsSpec
+from captionlite.training.encoders import build_encoder, encoder_spec
 from captionlite.training.errors import WeightsError
 from captionlite.training.imagenet_head import (
     Classifier,
@@ -101,12 +102,12 @@ def labels_of_run(
 
 def _labelling(run: Run, photographs: Sequence[Photo], report: Callable[[str], None]) -> Labelling:
     encoder = run.config.encoder
-    shape = tuple(run.encoder.output_shape[1:])
+    shape = encoder_spec(encoder.name).feature_shape
     if not has_classifier(encoder.name, encoder.weights, shape):
         raise ExportError(
             f"--labels imagenet: {encoder.name} with weights {encoder.weights!r} gives features {shape}, and only a "
-            "whole, frozen EfficientNet-Lite with the weights of its ImageNet training comes with its classifier; "
-            "export with --labels none"
+            "whole EfficientNet-Lite with the weights of its ImageNet training comes with its classifier; export with "
+            "--labels none"
         )
     names = class_names()
     classifier = imagenet_classifier(encoder.name, encoder.weights)
@@ -122,9 +123,17 @@ def _labelling(run: Run, photographs: Sequence[Photo], report: Callable[[str], N
     report(f"fitting the labels' classifier to {len(photos):,} photographs")
     half = min(len(photos) // 10, HELD_OUT_PHOTOGRAPHS // 2)
     judged = list(_loaded(photos[:half], run.image_spec))
-    pooled = pooled_features(run.features, chain(judged, _loaded(photos[half:], run.image_spec)))
-    logits = classifier.logits(pooled[: len(judged)])
+    pooled = pooled_features(run.grids, chain(judged, _loaded(photos[half:], run.image_spec)))
+    logits = classifier.logits(pooled_features(_untouched(run), judged))
     return labelling(classifier, names, pooled[len(judged) + half :], pooled[len(judged) :][:half], (judged, logits))
+
+
+def _untouched(run: Run) -> Callable[[np.ndarray], np.ndarray]:
+    """The encoder as ImageNet left it: what its classifier was trained on, whatever blocks were trained since."""
+    if not run.config.trained_blocks:
+        return run.features
+    encoder = build_encoder(run.config.encoder.name, run.config.encoder.weights)
+    return lambda pixels: np.asarray(encoder(pixels.astype(np.float32), training=False))
 
 
 def labelling(

@@ -118,7 +118,7 @@ def measure_parity(
         expected = dict(run.model.initial_state(features))
         labels = captioner.bundle.manifest.labels
         if head is not None and labels is not None:
-            found = head.logits(features.mean(axis=(1, 2)))
+            found = head.logits(run.grids(pixels[None]).mean(axis=(1, 2)))
             expected[labels.output] = found - found.mean()
         comparison.add(pixels, expected, tokens, logits)
     return comparison.result("the Keras model")

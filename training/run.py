@@ -92,6 +92,12 @@ class Run:
         features = self.encoder(pixels.astype(np.float32), training=False)
         return np.asarray(keras.ops.convert_to_numpy(features))
 
+    def grids(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 (B, H, W, 3) -> what the decoder looks at, behind trained blocks too: float32 (B, h, w, C)."""
+        import keras
+
+        return np.asarray(keras.ops.convert_to_numpy(self.model.encode(self.features(pixels))))
+
     def caption(self, image: str | Path | bytes) -> str:
         """One photograph through Keras, greedily: what the exported bundle must reproduce."""
         pixels = load_image(image, self.image_spec)[None]
