@@ -86,6 +86,14 @@ abaya, and what is worn on the skin.
 """
 
 
+PEOPLE = (
+    "baby", "babies", "boy", "boys", "child", "children", "couple", "crowd", "family", "girl", "girls", "guy", "guys",
+    "kid", "kids", "ladies", "lady", "man", "men", "people", "person", "persons", "player", "players", "team",
+    "teenager", "teenagers", "toddler", "woman", "women",
+)  # fmt: skip
+"""By which a caption names people; of them ImageNet has a baseball player, a bridegroom and a diver."""
+
+
 def class_names() -> tuple[str, ...]:
     """The cleaned names of all classes. Raises ExportError where the package is missing or has other classes."""
     try:
@@ -136,4 +144,6 @@ def labels_json(names: Sequence[str]) -> bytes:
     """The content of labels.json for the cleaned names of all classes."""
     told = told_names(names)
     words = {name: list(others) for name, others in WORDS.items() if name in told}
-    return json.dumps({"names": told, "words": words}, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(
+        {"names": told, "words": words, "people": PEOPLE}, ensure_ascii=False, separators=(",", ":")
+    ).encode()

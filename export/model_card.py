@@ -112,8 +112,9 @@ def _labels(manifest: Manifest) -> list[str]:
         return []
     text = (
         f"Where a caption's confidence is below {spec.below_confidence:g}, a word of the encoder's own classifier is "
-        f'offered ("maybe: ..."), if that gives it a probability of {spec.least_probability:g} or more and the caption '
-        f"does not have it. Its labels are {spec.source}. That is not the world: what is none of them (most people, "
+        f'offered ("maybe: ..."), if the caption does not have it and the classifier gives it a probability of '
+        f"{spec.least_probability:g} or more, or {spec.least_beside_people:g} beside people. Its labels are "
+        f"{spec.source}. That is not the world: what is none of them (most people, "
         "most places, what is newer than 2012) is taken for the nearest of them, sometimes surely. Labels are no "
         "captions: one thing is named, and it need not be the main one. Some, such as apes, guns and underwear, are "
         "never told."

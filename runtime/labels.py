@@ -1,9 +1,9 @@
 """What the encoder's classifier sees of a photograph: a word beside a caption that is not sure.
 
 The logits come out of the encoder with everything else, and nothing is done with them until a caption is unsure.
-`labels.json` is `{"names": [...], "words": {...}}`: a name for each logit, or null for one that is never told, and
-words by which a caption names a label in another way. Logits of equal names are one label: its probability is theirs
-together (118 breeds are "dog").
+`labels.json` is `{"names": [...], "words": {...}, "people": [...]}`: a name for each logit, or null for one that is
+never told; words by which a caption names a label in another way; and words by which it names people. Logits of equal
+names are one label: its probability is theirs together (118 breeds are "dog").
 """
 
 import re
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_NAME = 60
 MAX_WORDS = 20
+MAX_PEOPLE = 200
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Labels:
     """A bundle's labels, read without trusting the file. Raises BundleError."""
 
     def __init__(self, data: bytes, spec: LabelsSpec, where: str) -> None:
-        fields = Node(parse_json(data, where), "", where).fields("names", "words")
+        fields = Node(parse_json(data, where), "", where).fields("names", "words", "people")
         self.spec = spec
         self.names: tuple[str | None, ...] = fields["names"].list_of(_name, spec.size)
         if len(self.names) != spec.size:
@@ -44,6 +45,8 @@ class Labels:
         told = list(dict.fromkeys(name for name in self.names if name is not None))
         if not told:
             raise BundleError(f"{where}: names has no name, only null. Export the bundle again.")
+        people = fields["people"].list_of(lambda one: one.text(MAX_NAME), MAX_PEOPLE)
+        self._people = frozenset(word.lower() for word in people)
         self._words = {
             name: node.list_of(lambda one: one.text(MAX_NAME), MAX_WORDS)
             for name, node in fields["words"].items().items()
@@ -70,8 +73,10 @@ class Labels:
         Nothing for logits that are no numbers.
         """
         found = self.probabilities(logits)
-        sure = sorted((found >= self.spec.least_probability).nonzero()[0].tolist(), key=lambda i: -found[i])
         said = caption.lower().split()
+        beside_people = not self._people.isdisjoint(said)
+        least = self.spec.least_beside_people if beside_people else self.spec.least_probability
+        sure = sorted((found >= least).nonzero()[0].tolist(), key=lambda i: -found[i])
         return tuple(
             Label(self.told[i], min(float(found[i]), 1.0)) for i in sure if not self.names_it(said, self.told[i])
         )

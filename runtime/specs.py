@@ -124,7 +124,9 @@ class AttentionSpec:
 class LabelsSpec:
     """What the encoder's classifier sees, beside the caption: an output of logits (1, size) and its labels' file.
 
-    A label of at least `least_probability` is worth a word when the caption's confidence is below `below_confidence`.
+    A label of at least `least_probability` is worth a word when the caption's confidence is below `below_confidence`;
+    beside a caption that names people, of at least `least_beside_people`: a classifier that has no class for them
+    guesses at what they wear and hold.
     """
 
     file: str
@@ -132,6 +134,7 @@ class LabelsSpec:
     size: int
     source: str
     least_probability: float
+    least_beside_people: float
     below_confidence: float
 
 
@@ -293,13 +296,17 @@ def read_attention(node: Node, extra: bool) -> AttentionSpec:
 
 def read_labels(node: Node, extra: bool) -> LabelsSpec:
     """`labels`."""
-    fields = node.fields("file", "output", "size", "source", "least_probability", "below_confidence", allow_extra=extra)
+    fields = node.fields(
+        "file", "output", "size", "source", "least_probability", "least_beside_people", "below_confidence",
+        allow_extra=extra,
+    )  # fmt: skip
     return LabelsSpec(
         file=_file_name(fields["file"]),
         output=fields["output"].text(),
         size=fields["size"].integer(2, MAX_LABELS),
         source=fields["source"].text(),
         least_probability=fields["least_probability"].number(0.0, 1.0),
+        least_beside_people=fields["least_beside_people"].number(0.0, 1.0),
         below_confidence=fields["below_confidence"].number(0.0, 1.0),
     )
 

@@ -301,7 +301,8 @@ def write(directory: Path) -> Manifest:
 
 def labels_json(**changes: Any) -> bytes:
     """The labels.json of the toy with labels."""
-    return json.dumps({"names": LABEL_NAMES, "words": {"dog": ["puppy", "puppies"]}, **changes}).encode()
+    words = {"names": LABEL_NAMES, "words": {"dog": ["puppy", "puppies"]}, "people": ["man", "Men"]}
+    return json.dumps(words | changes).encode()
 
 
 def write_labelled(
@@ -316,7 +317,7 @@ def write_labelled(
         plain,
         graphs={**plain.graphs, "encoder": replace(encoder, outputs=(*encoder.outputs, output))},
         decoding=replace(plain.decoding, confidence=confidence),
-        labels=LabelsSpec("labels.json", "labels", len(LABELS), "the toy", least_probability, below_confidence),
+        labels=LabelsSpec("labels.json", "labels", len(LABELS), "the toy", least_probability, 0.8, below_confidence),
     )
     arrays = golden_arrays()
     arrays["encoder/labels"] = np.concatenate([label_logits(image) for image in photographs(len(arrays["images"]))])

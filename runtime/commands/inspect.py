@@ -32,8 +32,8 @@ def command(bundle_name: str, as_json: bool) -> None:
     if bundle.labels is not None:
         spec = bundle.labels.spec
         click.echo(
-            f"  labels      {len(bundle.labels.told)} of {spec.source}, offered from {spec.least_probability:.0%} "
-            f"where the caption's confidence is below {spec.below_confidence:.0%}"
+            f"  labels      {len(bundle.labels.told)} of {spec.source}, offered from {spec.least_probability:.0%} on "
+            f"(beside people {spec.least_beside_people:.0%}) where the confidence is below {spec.below_confidence:.0%}"
         )
     click.echo(f"  size        {bundle.size_bytes / 1e6:.2f} MB in {len(manifest.files)} files, checksums right")
     proven = [*map(str, manifest.proven)] or ["no interpreter yet: it checks itself where it is first opened"]

@@ -88,7 +88,7 @@ def test_the_bundle_says_what_it_has(float_bundle: Path) -> None:
     spec = bundle.manifest.labels
     assert spec is not None
     assert (spec.file, spec.output, spec.size) == ("labels.json", "labels", CLASSES)
-    assert (spec.least_probability, spec.below_confidence) == (0.7, 0.65)
+    assert (spec.least_probability, spec.least_beside_people, spec.below_confidence) == (0.5, 0.7, 0.65)
     assert bundle.labels is not None
     assert bundle.labels.names == tuple(told_names(NAMES))
     assert verify(bundle).passed

@@ -21,11 +21,11 @@ from captionlite.runtime.manifest import LabelsSpec
 from captionlite.runtime.records import record
 from captionlite.runtime.verify import verify
 
-SPEC = LabelsSpec("labels.json", "labels", 5, "the toy", 0.5, 0.5)
+SPEC = LabelsSpec("labels.json", "labels", 5, "the toy", 0.5, 0.8, 0.5)
 
 
 def labels(least: float = 0.5, **changes: Any) -> Labels:
-    spec = LabelsSpec("labels.json", "labels", 5, "the toy", least, 0.5)
+    spec = LabelsSpec("labels.json", "labels", 5, "the toy", least, 0.8, 0.5)
     return Labels(toy_bundle.labels_json(**changes), spec, "labels.json")
 
 
@@ -49,19 +49,26 @@ def test_logits_of_equal_names_are_one_label() -> None:
     found = labels()
     assert found.told == ("grass", "red fox", "dog")
     np.testing.assert_allclose(found.probabilities(logits(0.1, 0.2, 0.3, 0.25, 0.15)), [0.1, 0.2, 0.55], atol=1e-6)
-    (offered,) = found.offered(logits(0.1, 0.2, 0.3, 0.25, 0.15), "a man sits")
+    (offered,) = found.offered(logits(0.1, 0.2, 0.3, 0.25, 0.15), "a cat sits")
     assert offered.name == "dog"
     assert offered.probability == pytest.approx(0.55)
 
 
 def test_the_likeliest_first_and_only_what_is_sure_enough() -> None:
-    found = labels(least=0.3).offered(logits(0.3001, 0.2, 0.3, 0.15, 0.0499), "a man sits")
+    found = labels(least=0.3).offered(logits(0.3001, 0.2, 0.3, 0.15, 0.0499), "a cat sits")
     assert [one.name for one in found] == ["dog", "grass"]
-    assert labels(least=0.46).offered(logits(0.3001, 0.2, 0.3, 0.15, 0.0499), "a man sits") == ()
+    assert labels(least=0.46).offered(logits(0.3001, 0.2, 0.3, 0.15, 0.0499), "a cat sits") == ()
+
+
+@pytest.mark.parametrize("caption", ["a man sits", "Two MEN sit"])
+def test_beside_people_it_must_be_surer(caption: str) -> None:
+    assert labels().offered(logits(0.79, 0.06, 0.05, 0.05, 0.05), caption) == ()
+    assert [one.name for one in labels().offered(logits(0.81, 0.04, 0.05, 0.05, 0.05), caption)] == ["grass"]
+    assert [one.name for one in labels().offered(logits(0.79, 0.06, 0.05, 0.05, 0.05), "a manual")] == ["grass"]
 
 
 def test_what_is_never_told_is_not_offered_and_keeps_its_share() -> None:
-    assert labels(least=0.05).offered(logits(0.01, 0.01, 0.01, 0.01, 0.96), "a man sits") == ()
+    assert labels(least=0.05).offered(logits(0.01, 0.01, 0.01, 0.01, 0.96), "a cat sits") == ()
 
 
 @pytest.mark.parametrize(
@@ -87,7 +94,7 @@ def test_singular_and_plural(said: str, name: str) -> None:
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_no_numbers_offer_nothing(broken: float) -> None:
     values = np.full((1, 5), broken, np.float32)
-    assert labels(least=0.0001).offered(values, "a man sits") == ()
+    assert labels(least=0.0001).offered(values, "a cat sits") == ()
 
 
 def test_an_unsure_caption_has_it_and_a_sure_one_does_not(captioner: Captioner) -> None:
@@ -219,7 +226,9 @@ def test_asked_of_a_bundle_without(labelled: Path, toy_directory: Path, folder: 
 
 def test_inspect_tells(labelled: Path) -> None:
     lines = CliRunner().invoke(cli, ["inspect", str(labelled)]).stdout
-    assert "labels      3 of the toy, offered from 50% where the caption's confidence is below 50%" in lines
+    assert (
+        "labels      3 of the toy, offered from 50% on (beside people 80%) where the confidence is below 50%" in lines
+    )
 
 
 def test_the_manifest_reads_back(labelled: Path) -> None:
