@@ -122,7 +122,7 @@ def test_captions_are_those_of_a_bundle_without(
     assert convert_graphs(run, lambda line: None)["encoder"] == plain.bundle.read("encoder.tflite")
 
 
-RECIPES = ("float16", "int8", "int4", "dynamic-int8", "weight-only-int8", "full-int8", "int16x8", "legacy")
+RECIPES = ("float16", "int8", "int4", "full-int8", "int16x8", "legacy")
 
 
 @pytest.mark.parametrize("name", RECIPES)
