@@ -96,7 +96,7 @@ class Run:
         """uint8 (B, H, W, 3) -> what the decoder looks at, behind trained blocks too: float32 (B, h, w, C)."""
         import keras
 
-        return np.asarray(keras.ops.convert_to_numpy(self.model.encode(self.features(pixels))))
+        return np.asarray(keras.ops.convert_to_numpy(self.model.decoder_features(self.features(pixels))))
 
     def caption(self, image: str | Path | bytes) -> str:
         """One photograph through Keras, greedily: what the exported bundle must reproduce."""

@@ -69,10 +69,10 @@ class DecoderFamily(keras.Model):  # type: ignore[misc]
 
     @property
     def decoder_alone(self) -> DecoderFamily:
-        """Without the encoder's trained blocks, if there are such: the model whose features `encode` gives."""
+        """Without the encoder's trained blocks, if there are such: the model whose features `decoder_features` gives."""
         return self
 
-    def encode(self, features: Tensor) -> Tensor:
+    def decoder_features(self, features: Tensor) -> Tensor:
         """What the encoder's trained blocks make of what the frozen ones give; without trained blocks the same."""
         return features
 
