@@ -69,7 +69,7 @@ class DecoderFamily(keras.Model):  # type: ignore[misc]
 
     @property
     def decoder_alone(self) -> DecoderFamily:
-        """Without the encoder's trained blocks, if there are such: the model whose features `decoder_features` gives."""
+        """Without the encoder's trained blocks, if any: the model whose features `decoder_features` gives."""
         return self
 
     def decoder_features(self, features: Tensor) -> Tensor:
