@@ -27,8 +27,7 @@ class EncoderGraph(tf.Module):  # type: ignore[misc]
 
         @tf.function(input_signature=[signature])  # type: ignore[untyped-decorator]
         def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
-            features = model.decoder_features(encoder(tf.cast(image, tf.float32), training=False))
-            state = model.decoder_alone.initial_state(features)
+            state, features = model.state_and_grid(encoder(tf.cast(image, tf.float32), training=False))
             outputs = {name: tf.identity(value, name) for name, value in state.items()}
             if head is not None:
                 outputs[LABELS] = tf.identity(_logits(head, features), LABELS)

@@ -26,6 +26,7 @@ from captionlite.training.albert_vocabulary import SentencePieceVocabulary
 from captionlite.training.checkpoints import variable_names
 from captionlite.training.families import build_family
 from captionlite.training.families.base import DecoderFamily
+from captionlite.training.families.ensemble import EnsembleDecoder
 from captionlite.training.families.tuned import TunedDecoder
 from captionlite.training.run import Run
 from captionlite.training.vocabulary import WordVocabulary
@@ -121,6 +122,8 @@ def shortened_model(model: DecoderFamily, family: dict[str, Any], keep: Sequence
     ids = np.asarray(keep)
     if isinstance(model, TunedDecoder):
         return TunedDecoder(model.blocks, shortened_model(model.decoder, family, keep))
+    if isinstance(model, EnsembleDecoder):
+        return EnsembleDecoder([shortened_model(member, family, keep) for member in model.members])
     short = build_family(family, model.feature_shape, len(ids))
     sizes = model.vocabulary_size, len(ids)
     names, short_names = (variable_names(model.family, each.weights) for each in (model, short))

@@ -33,6 +33,7 @@ COMMANDS = {
     "presets": LazyCommand("captionlite.training.commands.presets", "List what can be trained.", "train"),
     "train": LazyCommand("captionlite.training.commands.train", "Train a captioning model.", "train"),
     "average": LazyCommand("captionlite.training.commands.average", "Average the weights of runs.", "train"),
+    "ensemble": LazyCommand("captionlite.training.commands.ensemble", "Make one captioner of several runs.", "train"),
     "export": LazyCommand("captionlite.export.commands.export", "Turn a trained model into a bundle.", "export"),
     "quantize": LazyCommand("captionlite.export.commands.quantize", "Quantize a float32 bundle.", "export"),
     "evaluate": LazyCommand("captionlite.benchmarks.commands.evaluate", "Score a bundle's captions.", "bench"),

@@ -17,9 +17,10 @@ import numpy as np
 from keras import ops
 
 from captionlite.training.checkpoints import load_variables, read_metadata, save_variables
+from captionlite.training.config import RunConfig
 from captionlite.training.errors import ConfigError, RunError
 from captionlite.training.files import fsync_directory
-from captionlite.training.run import BEST, CONFIG, VOCABULARY, load_run, read_config
+from captionlite.training.run import BEST, CONFIG, VOCABULARY, load_run, read_config, write_json
 
 
 def average_runs(parts: Sequence[tuple[Path, float]], out: Path) -> None:
@@ -34,16 +35,11 @@ def average_runs(parts: Sequence[tuple[Path, float]], out: Path) -> None:
     if out.exists():
         raise RunError(f"{out}: exists already; give another --out, or remove it")
     first = parts[0][0]
-    config, words = read_config(first), (first / VOCABULARY).read_text()
-    for path, _ in parts[1:]:
-        other = read_config(path)
-        sizes = [{**each.family, "dropout": None} for each in (other, config)]  # dropout is no weight
-        encoders = [each.encoder_facts() for each in (other, config)]
-        if sizes[0] != sizes[1] or encoders[0] != encoders[1] or (path / VOCABULARY).read_text() != words:
-            raise ConfigError(
-                f"{path}: another family, encoder or vocabulary than {first}; average runs that one was started --from "
-                f"the other"
-            )
+    config = require_alike([path for path, _ in parts])
+    encoders = {path: read_config(path).encoder_facts() for path, _ in parts}
+    for path, facts in encoders.items():
+        if facts != encoders[first]:
+            raise ConfigError(f"{path}: other blocks of the encoder were trained than in {first}")
     run = load_run(first)
     sums: list[Any] = [0.0] * len(run.model.weights)
     for path, share in parts:
@@ -58,11 +54,32 @@ def average_runs(parts: Sequence[tuple[Path, float]], out: Path) -> None:
             weight.assign(np.asarray(value, np.float32))
     metadata = {key: value for key, value in read_metadata(first / BEST).items() if key == "datasets"}
     metadata["average_of"] = [{"run": path.name, "share": share} for path, share in parts]
+    write_run(out, config, first, run.model, metadata)
+
+
+def require_alike(runs: Sequence[Path]) -> RunConfig:
+    """The first run's config. Raises ConfigError naming the run of another family, encoder or vocabulary."""
+    first, *others = runs
+    config, words = read_config(first), (first / VOCABULARY).read_text()
+    for path in others:
+        other = read_config(path)
+        sizes = [{**each.family, "dropout": None} for each in (other, config)]  # dropout is no weight
+        if sizes[0] != sizes[1] or other.encoder != config.encoder or (path / VOCABULARY).read_text() != words:
+            raise ConfigError(
+                f"{path}: another family, encoder or vocabulary than {first}; take runs that one was started --from "
+                f"the other"
+            )
+    return config
+
+
+def write_run(out: Path, config: RunConfig, first: Path, model: Any, metadata: dict[str, Any]) -> None:
+    """A run directory of these weights with the vocabulary of ``first``, whole or not at all."""
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for file in (first / CONFIG, *first.glob(f"{Path(VOCABULARY).stem}*")):
+    for file in first.glob(f"{Path(VOCABULARY).stem}*"):
         shutil.copyfile(file, partial / file.name)
-    save_variables(partial / BEST, {"model": run.model.weights}, metadata)
+    write_json(partial / CONFIG, config.to_json())
+    save_variables(partial / BEST, {"model": model.weights}, metadata)
     os.replace(partial, out)
     fsync_directory(out.parent)

@@ -121,6 +121,7 @@ class RunConfig:
     fine_tuning: FineTuningConfig | None = None
     self_critical: SelfCriticalConfig | None = None
     length_penalty: float | None = None  # how an exported bundle ranks its beams, chosen on dev photographs; null: 1
+    members: int = 1  # captioners in one: an ensemble, made of runs by `captionlite ensemble`, not trained
     start: str | None = None  # a run directory whose vocabulary and best weights this one starts from
     seed: int = 0
     # What a published system reported about itself, for `captionlite presets`: its vocabulary_size, source, figures.

@@ -66,7 +66,7 @@ def build_encoder(name: str, weights: str | Path | None = IMAGENET) -> Any:
         else:
             model = spec.build(None)
             if weights is None:
-                assign_random(model, seed=zlib.crc32(name.encode()))
+                assign_random(model, seed=zlib.crc32(_CUT.sub("", name).encode()))  # a part has the whole's
             else:
                 load_file(spec, model, Path(weights).expanduser())
     finally:

@@ -26,6 +26,7 @@ from captionlite.training.encoders import build_encoder, build_trained_blocks, e
 from captionlite.training.errors import RunError
 from captionlite.training.families import build_family
 from captionlite.training.families.base import DecoderFamily
+from captionlite.training.families.ensemble import EnsembleDecoder
 from captionlite.training.families.tuned import TunedDecoder
 from captionlite.training.files import write_text_atomically
 from captionlite.training.generate import KerasGenerator
@@ -96,7 +97,7 @@ class Run:
         """uint8 (B, H, W, 3) -> what the decoder looks at, behind trained blocks too: float32 (B, h, w, C)."""
         import keras
 
-        return np.asarray(keras.ops.convert_to_numpy(self.model.decoder_features(self.features(pixels))))
+        return np.asarray(keras.ops.convert_to_numpy(self.model.state_and_grid(self.features(pixels))[1]))
 
     def caption(self, image: str | Path | bytes) -> str:
         """One photograph through Keras, greedily: what the exported bundle must reproduce."""
@@ -117,13 +118,21 @@ def read_config(directory: Path) -> RunConfig:
 
 
 def build_model(config: RunConfig, vocabulary_size: int) -> DecoderFamily:
-    """The run's decoder and, before it, those of the encoder's blocks that are trained, with the encoder's weights."""
+    """The run's decoder and, before it, those of the encoder's blocks that are trained, with the encoder's weights; as
+    often as the run has members.
+    """
     encoder = config.encoder
     features = encoder_spec(encoder.name).feature_shape
-    decoder = build_family(config.family, features, vocabulary_size, f"{config.name}.family")
-    if not config.trained_blocks:
-        return decoder
-    return TunedDecoder(build_trained_blocks(encoder.name, encoder.weights, config.trained_blocks), decoder)
+
+    def member() -> DecoderFamily:
+        decoder = build_family(config.family, features, vocabulary_size, f"{config.name}.family")
+        if not config.trained_blocks:
+            return decoder
+        return TunedDecoder(build_trained_blocks(encoder.name, encoder.weights, config.trained_blocks), decoder)
+
+    if config.members == 1:
+        return member()
+    return EnsembleDecoder([member() for _ in range(config.members)])
 
 
 def load_start(directory: Path, model: DecoderFamily) -> None:

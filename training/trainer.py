@@ -71,6 +71,11 @@ def train(
                 config = read_config(directory)
             elif not config.data:
                 raise ConfigError("no data; give --data KIND:PATH, for example --data flickr8k:/data/flickr8k")
+            if config.members != 1:
+                raise ConfigError(
+                    f"{config.name}.members: found {config.members}; an ensemble is not trained: train its members and "
+                    "put them together with `captionlite ensemble`"
+                )
             return _Trainer(config, directory, cache_dir, report).run()
     except Timeout as error:
         raise RunError(f"{directory}: another process is training there") from error

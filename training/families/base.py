@@ -69,18 +69,18 @@ class DecoderFamily(keras.Model):  # type: ignore[misc]
 
     @property
     def decoder_alone(self) -> DecoderFamily:
-        """Without the encoder's trained blocks, if any: the model whose features `decoder_features` gives."""
+        """Without the encoder's trained blocks, if any: the family's own model."""
         return self
-
-    def decoder_features(self, features: Tensor) -> Tensor:
-        """What the encoder's trained blocks make of what the frozen ones give; without trained blocks the same."""
-        return features
 
     def initial_state(self, features: Tensor) -> State:
         """Everything that is computed once per photograph: features (B, h, w, C) -> the named constants and first
         states.
         """
         raise NotImplementedError
+
+    def state_and_grid(self, features: Tensor) -> tuple[State, Tensor]:
+        """``initial_state`` and what it was computed from, behind the encoder's trained blocks: (B, h, w, C)."""
+        return self.initial_state(features), features
 
     def state_specs(self) -> tuple[StateSpec, ...]:
         """The rows of the bundle's state table (shapes with the batch axis as None)."""

@@ -31,22 +31,26 @@ class TunedDecoder(DecoderFamily):
     def decoder_alone(self) -> DecoderFamily:
         return self.decoder
 
-    def decoder_features(self, features: Tensor) -> Tensor:
+    def _encoded(self, features: Tensor) -> Tensor:
         return self.blocks(ops.cast(features, self.compute_dtype))
 
     def call(self, features: Tensor, tokens: Tensor, training: bool = False) -> Tensor:
-        return self.decoder(self.decoder_features(features), tokens, training=training)
+        return self.decoder(self._encoded(features), tokens, training=training)
 
     def objective(
         self, features: Tensor, tokens: Tensor, *, pad_id: int, label_smoothing: float = 0.0, training: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        encoded = self.decoder_features(features)
+        encoded = self._encoded(features)
         return self.decoder.objective(
             encoded, tokens, pad_id=pad_id, label_smoothing=label_smoothing, training=training
         )
 
     def initial_state(self, features: Tensor) -> State:
-        return self.decoder.initial_state(self.decoder_features(features))
+        return self.decoder.initial_state(self._encoded(features))
+
+    def state_and_grid(self, features: Tensor) -> tuple[State, Tensor]:
+        grid = self._encoded(features)
+        return self.decoder.initial_state(grid), grid
 
     def state_specs(self) -> tuple[StateSpec, ...]:
         return self.decoder.state_specs()
