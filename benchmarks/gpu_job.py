@@ -40,7 +40,7 @@ from captionlite.runtime.errors import CaptionliteError
 
 PRESETS = (
     *("default", "visual_transformer", "show_attend_tell", "show_and_tell", "bimodal_small", "bimodal_albert"),
-    *("best", "tiny"),
+    "tiny",
 )
 NOT_FINISHED = 75  # a stage's exit status when its time was up and its state is saved
 GRACE_S = 25.0  # from asking a stage to stop to stopping it
