@@ -96,8 +96,10 @@ def build_stage(name: str, optimizer: OptimizerConfig = OPTIMIZER, **settings: A
 def _block() -> Any:
     """What stands for an encoder's last block: a convolution to be trained and a normalisation that is not."""
     grid = keras.Input(FEATURE_SHAPE)
-    norm = keras.layers.BatchNormalization(trainable=False)
-    return keras.Model(grid, norm(keras.layers.Conv2D(FEATURE_SHAPE[-1], 2, padding="same", use_bias=False)(grid)))
+    # By name: Keras counts nameless layers over the whole process, and an optimiser's slots are named after them.
+    conv = keras.layers.Conv2D(FEATURE_SHAPE[-1], 2, padding="same", use_bias=False, name="block_conv")
+    norm = keras.layers.BatchNormalization(trainable=False, name="block_norm")
+    return keras.Model(grid, norm(conv(grid)))
 
 
 def run_steps(name: str, steps: int = 2) -> dict[str, np.ndarray]:

@@ -28,7 +28,7 @@ from captionlite.training.config import DataConfig, RunConfig, from_json
 from captionlite.training.run import load_run
 from captionlite.training.trainer import train
 
-FAMILY = {**TINY_PRESET["family"], "units": 32, "dropout": 0.0}  # type: ignore[dict-item]
+FAMILY = {**TINY_PRESET["family"], "units": 32, "dropout": 0.0, "norm": "pre"}  # type: ignore[dict-item]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with drawings, a run that has learned them, and its bundles float32 and int8."""
     folder = tmp_path_factory.mktemp("road")
     data = f"jsonl:{write_drawings(folder / 'drawings')}"
-    settings = {**TINY_PRESET, "epochs": 10, "flip": False, "optimizer": {"learning_rate": 0.02}, "family": FAMILY}
+    settings = {**TINY_PRESET, "epochs": 12, "flip": False, "optimizer": {"learning_rate": 0.02}, "family": FAMILY}
     config: RunConfig = from_json(RunConfig, {**settings, "data": [vars(DataConfig(data))]}, "tiny")
     train(config, folder / "run", folder / "cache")
     photographs = Photographs.of_data(data)
