@@ -16,8 +16,8 @@ import click
 def command(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
     """Make one captioner of several runs of one family, encoder and vocabulary: at every step they vote.
 
-    Better captions for as many times the bytes and the work. The result can be exported like any run; it has no
-    history and is not continued.
+    It has as many times the bytes and the work; whether its captions are better, `captionlite evaluate` says of its
+    bundle. The result can be exported like any run; it has no history and is not continued.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from captionlite.training.ensemble import ensemble_runs

@@ -60,10 +60,6 @@ class EnsembleDecoder(DecoderFamily):
             maps.append(attention)
         return _mean(logits), _joined(updates), _mean(maps) if self.attends else None
 
-    def load_pretrained(self) -> None:
-        for member in self.members:
-            member.load_pretrained()
-
     def bound_biases(self) -> None:
         """What float16 cannot hold of the members' banned tokens is cut, here because an export knows one bias only."""
         for member in self.members:
