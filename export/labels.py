@@ -39,12 +39,11 @@ LEAST_PHOTOGRAPHS = 50
 LEAST_PROBABILITY, LEAST_BESIDE_PEOPLE = 0.5, 0.7
 BELOW_CONFIDENCE = 0.65
 """Chosen by eye on 1,160 dev photographs (Flickr8k and `everyday`) with the greedy captions of the default bundle
-before it was fine-tuned. Below this confidence were 773 captions, of which 49 in 100 fit what people said. Beside 72 of them
-there was a label to offer: 50 were right, 9 half right (a snowboard is no ski) and 13 wrong.
-
-Why not one threshold: the labels' exact words people said of 1,602 photographs, by probability from 0.4, 0.5, 0.6, 0.7
-and 0.8 on, 43, 60, 68, 61 and 86 times in 100 where most of them spoke of nobody, and 29, 35, 50, 67 and 84 times where
-they spoke of people.
+before it was fine-tuned. Below this confidence were 773 captions, of which 49 in 100 fit what people said. Beside
+72 of them there was a label to offer: 50 were right, 9 half right (a snowboard is no ski) and 13 wrong. Why not
+one threshold: the labels' exact words people said of 1,602 photographs, by probability from 0.4, 0.5, 0.6, 0.7
+and 0.8 on, 43, 60, 68, 61 and 86 times in 100 where most of them spoke of nobody, and 29, 35, 50, 67 and 84 times
+where they spoke of people.
 """
 
 
